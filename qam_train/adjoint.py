@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adjoint matching: memoryless rollout, lean adjoint and the regression loss of the tuned flow.
+
+Notation: a_k state (B, D) at t_k = k h, k = 0 .. n-1, h = 1/n; f_theta tuned velocity ("fast"),
+f_beta behaviour velocity ("slow", its moving average); g_k lean adjoint (B, D); sigma_k noise scale.
+Terms marked "official code" are choices of the discretisation that the continuous equations do not
+fix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qam_train.networks import Field, Pullback
+
+
+def step_times(n: int, like: Tensor) -> Tensor:
+    """Times t_k = k / n of the n steps as (n, 1, 1), in the dtype and on the device of like."""
+    return torch.arange(n, dtype=like.dtype, device=like.device).view(n, 1, 1) / n
+
+
+def memoryless_sigma(t: Tensor, h: float) -> Tensor:
+    """Noise scale sigma_t = sqrt(2 (1 - t + h) / (t + h)).
+
+    The two +h keep both ends finite (official code).
+    """
+    return torch.sqrt(2.0 * (1.0 - t + h) / (t + h))
+
+
+def rollout(f_theta: Field, f_beta: Field, a_0: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Memoryless SDE a <- a + h (2 f_theta(a, t) - a / (t + h)) + sqrt(h) sigma_t noise_k.
+
+    The last of the n steps is a plain Euler step with f_beta and no noise (official code).
+    Nothing is clipped.
+
+    Args:
+        f_theta: tuned velocity field.
+        f_beta: behaviour velocity field.
+        a_0: (B, D), standard normal.
+        noise: (n-1, B, D), standard normal.
+
+    Returns:
+        states a_0 .. a_{n-1} as (n, B, D), and the end point a_1 (B, D).
+    """
+    n = noise.shape[0] + 1
+    h = 1.0 / n
+    spread = h**0.5 * memoryless_sigma(step_times(n, a_0), h)[:-1] * noise  # (n-1, B, D)
+    a = a_0
+    states = [a]
+    for k in range(n - 1):
+        t = k * h
+        a = torch.add((1.0 - h / (t + h)) * a + spread[k], f_theta(a, t), alpha=2.0 * h)
+        states.append(a)
+    a_1 = torch.add(a, f_beta(a, (n - 1) * h), alpha=h)
+    return torch.stack(states), a_1
+
+
+def lean_adjoint(pullback: Pullback, g_1: Tensor, n: int) -> Tensor:
+    """Lean adjoint g_k = g_{k+1} + h [d/da (2 f_beta - a / (t_k + h))]^T g_{k+1}, backward in k.
+
+    The Jacobian is taken at the left state a_k but at time t_k + h (official code): the caller
+    linearises f_beta there.
+
+    Args:
+        pullback: pullback(k, g) = [d f_beta(a_k, t_k + h) / da]^T g.
+        g_1: (B, D), terminal adjoint -tau * grad_a mean Q.
+        n: number of steps.
+
+    Returns:
+        g_0 .. g_{n-1} as (n, B, D).
+    """
+    h = 1.0 / n
+    g = g_1
+    adjoints: list[Tensor] = []
+    for k in reversed(range(n)):
+        decay = 1.0 - h / (k * h + h)  # exactly 0 at k = 0
+        g = torch.add(decay * g, pullback(k, g), alpha=2.0 * h)
+        adjoints.append(g)
+    return torch.stack(adjoints[::-1])
+
+
+def terminal_metrics(g_1: Tensor) -> dict[str, Tensor]:
+    """Size of the terminal adjoint (B, D), entry by entry: how hard the critic pulls."""
+    size = g_1.abs()
+    return {
+        "adjoint/terminal_mean": size.mean(),
+        "adjoint/terminal_std": size.std(correction=0),
+        "adjoint/terminal_max": size.amax(),
+    }
+
+
+def matching_loss(v_theta: Tensor, v_beta: Tensor, g: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean_B sum_k || 2 (f_theta - f_beta) / sigma_k + sigma_k g_k ||^2.
+
+    Neither weighted by h nor by valid (official code). The pointwise optimum is
+    f_theta = f_beta - sigma^2 g / 2.
+
+    Args:
+        v_theta: (n, B, D), tuned velocities at (a_k, t_k); the only ones with a gradient.
+        v_beta: (n, B, D), behaviour velocities at (a_k, t_k).
+        g: (n, B, D), lean adjoints.
+    """
+    n = g.shape[0]
+    sigma = memoryless_sigma(step_times(n, g), 1.0 / n)
+    residual = (2.0 / sigma) * (v_theta - v_beta) + sigma * g  # (n, B, D)
+    loss = residual.square().sum((0, -1)).mean(-1)
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(g, dim=-1)  # (n, B)
+        metrics = {
+            "adjoint/loss": loss.detach(),
+            "adjoint/norm_mean": norm.mean(),
+            "adjoint/norm_max": norm.amax(),
+            "adjoint/correction": torch.linalg.vector_norm(v_theta - v_beta, dim=-1).mean(),
+        }
+    return loss, metrics

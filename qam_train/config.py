@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings as frozen dataclasses; YAML keys equal field names, unknown keys are errors.
+
+Defaults are the published sizes. Every field is a number (or a tuple of numbers): which algorithm
+runs is decided by the class that reads the settings, never by a setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from qam_ros.contract.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """One MLP: hidden widths, and whether a LayerNorm follows each activation."""
+
+    widths: tuple[int, ...] = (512, 512, 512, 512)
+    layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ConfigError(f"widths: expected one or more positive layer widths, got {self.widths}")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Numbers of an adjoint-matching agent (symbols as in docs/notation.md).
+
+    Args:
+        flow_steps: n, Euler steps of the flow in training and deployment.
+        chunk: H, actions in a chunk [control periods].
+        horizon: steps in the return R_h and the bootstrap gamma^h; None: the chunk length.
+        discount: gamma per control period.
+        rho: pessimism, ensemble standard deviations taken off the bootstrap value.
+        tau: inverse temperature of the policy improvement; 0 leaves the behaviour unchanged.
+        ema: rate of the moving averages of critic and behaviour flow per update.
+        lr: Adam learning rate.
+        clip_norm: largest joint gradient norm; .inf switches the clip off.
+        action_clip: half width of the box end points are clipped to before the critic's gradient.
+        batch_size: rows per update.
+        adjoint_batch: rows of each batch that enter adjoint matching; None: all.
+        critics: E, members of the critic ensemble.
+        actor: velocity nets.
+        critic: critic nets.
+    """
+
+    flow_steps: int = 10
+    chunk: int = 5
+    horizon: int | None = None
+    discount: float = 0.99
+    rho: float = 0.5
+    tau: float = 1.0
+    ema: float = 0.005
+    lr: float = 3e-4
+    clip_norm: float = 1.0
+    action_clip: float = 1.0
+    batch_size: int = 256
+    adjoint_batch: int | None = None
+    critics: int = 10
+    actor: NetworkConfig = field(default_factory=NetworkConfig)
+    critic: NetworkConfig = field(default_factory=lambda: NetworkConfig(layer_norm=True))
+
+    def __post_init__(self) -> None:
+        for name in ("flow_steps", "chunk", "batch_size", "critics"):
+            _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
+        _require(self.flow_steps >= 2, "flow_steps", "at least 2", self.flow_steps)
+        _require(self.return_steps >= self.chunk, "horizon", f"at least chunk = {self.chunk}", self.horizon)
+        _require(1 <= self.adjoint_rows <= self.batch_size, "adjoint_batch", "1 to batch_size", self.adjoint_batch)
+        _require(0.0 <= self.discount <= 1.0, "discount", "a number in [0, 1]", self.discount)
+        _require(0.0 <= self.ema <= 1.0, "ema", "a number in [0, 1]", self.ema)
+        _require(self.tau >= 0.0, "tau", "a number >= 0", self.tau)
+        _require(self.lr > 0.0, "lr", "a positive number", self.lr)
+        _require(self.clip_norm > 0.0, "clip_norm", "a positive number or .inf", self.clip_norm)
+
+    @property
+    def return_steps(self) -> int:
+        """Steps h of the return inside a chunk."""
+        return self.chunk if self.horizon is None else self.horizon
+
+    @property
+    def adjoint_rows(self) -> int:
+        """Rows of a batch that enter adjoint matching."""
+        return self.batch_size if self.adjoint_batch is None else self.adjoint_batch
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One training stage: number of updates and its learning rate, linear from start to end."""
+
+    updates: int = 0
+    lr_start: float = 3e-4
+    lr_end: float = 3e-4
+
+    def __post_init__(self) -> None:
+        _require(self.updates >= 0, "updates", "a number >= 0", self.updates)
+        _require(min(self.lr_start, self.lr_end) >= 0.0, "lr_start, lr_end", "numbers >= 0", self.lr_start)
+
+    def learning_rate(self, update: int) -> float:
+        """Learning rate of one update, counted from 0."""
+        share = update / max(1, self.updates - 1)
+        return self.lr_start + (self.lr_end - self.lr_start) * share
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """Offline training: behaviour cloning, then adjoint matching.
+
+    Args:
+        seed: of initialisation, sampling and training noise.
+        pad_terminated: keep chunks that cross a terminated end: actions after it come from other
+            rows (mask 0, valid 1). False: such chunks weigh 0 (official code).
+        standardise: observations enter the nets as (s - mean) / (std + 0.01) of the data.
+        matmul_precision: torch's float32 matmul precision. 'medium' is faster on some CPUs and
+            rounds to bfloat16 on others.
+        threads: CPU threads.
+        log_every, checkpoint_every: in updates.
+        keep_checkpoints: older checkpoints are removed; 0 keeps all.
+        behaviour: the behaviour-cloning stage; 0 updates: no warm start, nets start independently.
+        offline: the adjoint-matching stage.
+        agent: the agent's numbers.
+    """
+
+    seed: int = 0
+    pad_terminated: bool = False
+    standardise: bool = True
+    matmul_precision: typing.Literal["highest", "high", "medium"] = "highest"
+    threads: int = 1
+    log_every: int = 100
+    checkpoint_every: int = 10_000
+    keep_checkpoints: int = 3
+    behaviour: StageConfig = field(default_factory=StageConfig)
+    offline: StageConfig = field(default_factory=lambda: StageConfig(updates=1_000_000))
+    agent: AgentConfig = field(default_factory=AgentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "log_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
+        _require(self.keep_checkpoints >= 0, "keep_checkpoints", "a number >= 0", self.keep_checkpoints)
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:  # noqa: FBT001
+    if not holds:
+        raise ConfigError(f"{name}: expected {expected}, got {got}")
+
+
+def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
+    """Build a settings dataclass from nested mappings.
+
+    Args:
+        kind: the dataclass.
+        mapping: field names to values; missing fields keep their defaults.
+        where: named in errors, e.g. the file.
+
+    Raises:
+        ConfigError: unknown key (names the nearest valid one), wrong type or value.
+    """
+    hints = typing.get_type_hints(kind)
+    valid = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if key not in valid:
+            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(str(key), valid)}")
+        values[key] = _convert(hints[key], value, f"{where}: {key}")
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check one YAML value against a field's type; integers pass as floats, lists as tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        hint = next(a for a in arguments if a is not type(None))
+        return _convert(hint, value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: expected one of {list(arguments)}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected a mapping of settings, got {value!r}")
+        return from_mapping(typing.cast(type, hint), value, where)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_scalar(hint: type, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) != (hint is bool) or not isinstance(value, hint):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Nested plain mapping of a settings dataclass; from_mapping restores it."""
+    mapping: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            mapping[item.name] = to_mapping(value)
+        else:
+            mapping[item.name] = list(value) if isinstance(value, tuple) else value
+    return mapping
+
+
+def load_config(kind: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file (None: defaults) and apply 'dotted.key=value' overrides on top.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, or as in from_mapping.
+    """
+    mapping: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise ConfigError(f"{path}: expected a YAML file of {kind.__name__} settings, found none")
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{path}: expected a mapping of settings, got {type(loaded).__name__}")
+        mapping = loaded or {}
+    for override in overrides:
+        _apply_override(mapping, override)
+    return from_mapping(kind, mapping, str(path) if path is not None else kind.__name__)
+
+
+def _apply_override(mapping: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected dotted.key=value, e.g. agent.tau=3")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = mapping.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is a value, not a group of settings")
+        mapping = inner
+    try:
+        mapping[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: '{text}' is not a YAML value") from error
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a settings dataclass as YAML."""
+    path.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
