@@ -25,7 +25,7 @@ setup(
     description="Offline-to-online flow policies on ROS 2 robots.",
     license="Apache-2.0",
     maintainer="The qam_ros maintainers",
-    maintainer_email="maintainers@qam-ros.dev",
+    maintainer_email="maintainers@example.org",
     python_requires=">=3.11",
     packages=find_packages(include=["qam_ros*", "qam_train*", "sim*"]),
     package_data={"": ["py.typed"]},
