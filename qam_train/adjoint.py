@@ -28,7 +28,9 @@ def memoryless_sigma(t: Tensor, h: float) -> Tensor:
     return torch.sqrt(2.0 * (1.0 - t + h) / (t + h))
 
 
-def rollout(f_theta: Field, f_beta: Field, a_0: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def rollout(
+    f_theta: Field, f_beta: Field, a_0: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
     """Memoryless SDE a <- a + h (2 f_theta(a, t) - a / (t + h)) + sqrt(h) sigma_t noise_k.
 
     The last of the n steps is a plain Euler step with f_beta and no noise (official code).
@@ -45,7 +47,9 @@ def rollout(f_theta: Field, f_beta: Field, a_0: Tensor, noise: Tensor) -> tuple[
     """
     n = noise.shape[0] + 1
     h = 1.0 / n
-    spread = h**0.5 * memoryless_sigma(step_times(n, a_0), h)[:-1] * noise  # (n-1, B, D)
+    spread = (
+        h**0.5 * memoryless_sigma(step_times(n, a_0), h)[:-1] * noise
+    )  # (n-1, B, D)
     a = a_0
     states = [a]
     for k in range(n - 1):
@@ -90,7 +94,9 @@ def terminal_metrics(g_1: Tensor) -> dict[str, Tensor]:
     }
 
 
-def matching_loss(v_theta: Tensor, v_beta: Tensor, g: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def matching_loss(
+    v_theta: Tensor, v_beta: Tensor, g: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean_B sum_k || 2 (f_theta - f_beta) / sigma_k + sigma_k g_k ||^2.
 
     Neither weighted by h nor by valid (official code). The pointwise optimum is
@@ -111,6 +117,8 @@ def matching_loss(v_theta: Tensor, v_beta: Tensor, g: Tensor) -> tuple[Tensor, d
             "adjoint/loss": loss.detach(),
             "adjoint/norm_mean": norm.mean(),
             "adjoint/norm_max": norm.amax(),
-            "adjoint/correction": torch.linalg.vector_norm(v_theta - v_beta, dim=-1).mean(),
+            "adjoint/correction": torch.linalg.vector_norm(
+                v_theta - v_beta, dim=-1
+            ).mean(),
         }
     return loss, metrics

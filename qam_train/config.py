@@ -31,7 +31,9 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
-            raise ConfigError(f"widths: expected one or more positive layer widths, got {self.widths}")
+            raise ConfigError(
+                f"widths: expected one or more positive layer widths, got {self.widths}"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,40 @@ class AgentConfig:
     adjoint_batch: int | None = None
     critics: int = 10
     actor: NetworkConfig = field(default_factory=NetworkConfig)
-    critic: NetworkConfig = field(default_factory=lambda: NetworkConfig(layer_norm=True))
+    critic: NetworkConfig = field(
+        default_factory=lambda: NetworkConfig(layer_norm=True)
+    )
 
     def __post_init__(self) -> None:
         for name in ("flow_steps", "chunk", "batch_size", "critics"):
-            _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
+            _require(
+                getattr(self, name) >= 1, name, "a positive number", getattr(self, name)
+            )
         _require(self.flow_steps >= 2, "flow_steps", "at least 2", self.flow_steps)
-        _require(self.return_steps >= self.chunk, "horizon", f"at least chunk = {self.chunk}", self.horizon)
-        _require(1 <= self.adjoint_rows <= self.batch_size, "adjoint_batch", "1 to batch_size", self.adjoint_batch)
-        _require(0.0 <= self.discount <= 1.0, "discount", "a number in [0, 1]", self.discount)
+        _require(
+            self.return_steps >= self.chunk,
+            "horizon",
+            f"at least chunk = {self.chunk}",
+            self.horizon,
+        )
+        _require(
+            1 <= self.adjoint_rows <= self.batch_size,
+            "adjoint_batch",
+            "1 to batch_size",
+            self.adjoint_batch,
+        )
+        _require(
+            0.0 <= self.discount <= 1.0, "discount", "a number in [0, 1]", self.discount
+        )
         _require(0.0 <= self.ema <= 1.0, "ema", "a number in [0, 1]", self.ema)
         _require(self.tau >= 0.0, "tau", "a number >= 0", self.tau)
         _require(self.lr > 0.0, "lr", "a positive number", self.lr)
-        _require(self.clip_norm > 0.0, "clip_norm", "a positive number or .inf", self.clip_norm)
+        _require(
+            self.clip_norm > 0.0,
+            "clip_norm",
+            "a positive number or .inf",
+            self.clip_norm,
+        )
 
     @property
     def return_steps(self) -> int:
@@ -105,7 +128,12 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         _require(self.updates >= 0, "updates", "a number >= 0", self.updates)
-        _require(min(self.lr_start, self.lr_end) >= 0.0, "lr_start, lr_end", "numbers >= 0", self.lr_start)
+        _require(
+            min(self.lr_start, self.lr_end) >= 0.0,
+            "lr_start, lr_end",
+            "numbers >= 0",
+            self.lr_start,
+        )
 
     def learning_rate(self, update: int) -> float:
         """Learning rate of one update, counted from 0."""
@@ -146,8 +174,15 @@ class OfflineConfig:
 
     def __post_init__(self) -> None:
         for name in ("threads", "log_every", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, name, "a positive number", getattr(self, name))
-        _require(self.keep_checkpoints >= 0, "keep_checkpoints", "a number >= 0", self.keep_checkpoints)
+            _require(
+                getattr(self, name) >= 1, name, "a positive number", getattr(self, name)
+            )
+        _require(
+            self.keep_checkpoints >= 0,
+            "keep_checkpoints",
+            "a number >= 0",
+            self.keep_checkpoints,
+        )
 
 
 def _require(holds: bool, name: str, expected: str, got: object) -> None:  # noqa: FBT001
@@ -171,7 +206,9 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str = "config
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         if key not in valid:
-            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(str(key), valid)}")
+            raise ConfigError(
+                f"{where}: unknown key '{key}'; {nearest(str(key), valid)}"
+            )
         values[key] = _convert(hints[key], value, f"{where}: {key}")
     try:
         return kind(**values)
@@ -189,7 +226,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(hint, value, where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise ConfigError(f"{where}: expected one of {list(arguments)}, got {value!r}")
+            raise ConfigError(
+                f"{where}: expected one of {list(arguments)}, got {value!r}"
+            )
         return value
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
@@ -236,13 +275,17 @@ def load_config(kind: type[T], path: Path | None, overrides: Sequence[str] = ())
     mapping: dict[str, Any] = {}
     if path is not None:
         if not path.is_file():
-            raise ConfigError(f"{path}: expected a YAML file of {kind.__name__} settings, found none")
+            raise ConfigError(
+                f"{path}: expected a YAML file of {kind.__name__} settings, found none"
+            )
         try:
             loaded = yaml.safe_load(path.read_text())
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not readable as YAML: {error}") from error
         if loaded is not None and not isinstance(loaded, dict):
-            raise ConfigError(f"{path}: expected a mapping of settings, got {type(loaded).__name__}")
+            raise ConfigError(
+                f"{path}: expected a mapping of settings, got {type(loaded).__name__}"
+            )
         mapping = loaded or {}
     for override in overrides:
         _apply_override(mapping, override)
@@ -252,12 +295,16 @@ def load_config(kind: type[T], path: Path | None, overrides: Sequence[str] = ())
 def _apply_override(mapping: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override}: expected dotted.key=value, e.g. agent.tau=3")
+        raise ConfigError(
+            f"--set {override}: expected dotted.key=value, e.g. agent.tau=3"
+        )
     *parents, last = key.strip().split(".")
     for parent in parents:
         inner = mapping.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: '{parent}' is a value, not a group of settings")
+            raise ConfigError(
+                f"--set {override}: '{parent}' is a value, not a group of settings"
+            )
         mapping = inner
     try:
         mapping[last] = yaml.safe_load(text)

@@ -25,7 +25,9 @@ def pessimistic(q: Tensor, rho: float) -> Tensor:
     return q.mean(-2) - rho * q.std(-2, correction=0)
 
 
-def td_target(q_next: Tensor, reward: Tensor, mask: Tensor, discount: float, rho: float) -> Tensor:
+def td_target(
+    q_next: Tensor, reward: Tensor, mask: Tensor, discount: float, rho: float
+) -> Tensor:
     """Target y = R_h + gamma^h m (mean_k Q_k - rho std_k Q_k) at the next observation.
 
     Args:

@@ -10,11 +10,12 @@ Notation: s observation (normalised), a action chunk (B, H*A), t flow time in [0
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 Params = dict[str, Tensor]
 Field = Callable[[Tensor, Tensor | float], Tensor]
@@ -42,20 +43,30 @@ def init_mlp(
     """
     lead = () if members is None else (members,)
     params: Params = {}
-    for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         bound = (6.0 / (fan_in + fan_out)) ** 0.5
-        uniform = torch.rand((*lead, fan_in, fan_out), generator=generator, device=generator.device)
+        uniform = torch.rand(
+            (*lead, fan_in, fan_out), generator=generator, device=generator.device
+        )
         params[f"{prefix}/{layer}/weight"] = (2.0 * uniform - 1.0) * bound
-        params[f"{prefix}/{layer}/bias"] = torch.zeros((*lead, fan_out), device=generator.device)
+        params[f"{prefix}/{layer}/bias"] = torch.zeros(
+            (*lead, fan_out), device=generator.device
+        )
         if layer_norm and layer < len(sizes) - 2:
-            params[f"{prefix}/{layer}/norm_scale"] = torch.ones((*lead, fan_out), device=generator.device)
-            params[f"{prefix}/{layer}/norm_shift"] = torch.zeros((*lead, fan_out), device=generator.device)
+            params[f"{prefix}/{layer}/norm_scale"] = torch.ones(
+                (*lead, fan_out), device=generator.device
+            )
+            params[f"{prefix}/{layer}/norm_shift"] = torch.zeros(
+                (*lead, fan_out), device=generator.device
+            )
     return params
 
 
 def net(params: Params, prefix: str) -> Params:
     """Select the tensors of one net (no copy)."""
-    return {name: value for name, value in params.items() if name.startswith(prefix + "/")}
+    return {
+        name: value for name, value in params.items() if name.startswith(prefix + "/")
+    }
 
 
 def depth(params: Params, prefix: str) -> int:
@@ -69,17 +80,17 @@ def depth(params: Params, prefix: str) -> int:
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute x W + b over any leading axes of x and of the parameters."""
     if weight.dim() == 2:
-        return F.linear(x, weight.mT, bias)
+        return functional.linear(x, weight.mT, bias)
     return torch.matmul(x, weight) + bias.unsqueeze(-2)
 
 
 def _activate(params: Params, name: str, z: Tensor) -> Tensor:
     """Apply GELU (tanh form), then LayerNorm where the layer has one (official order)."""
-    x = F.gelu(z, approximate="tanh")
+    x = functional.gelu(z, approximate="tanh")
     scale = params.get(f"{name}/norm_scale")
     if scale is None:
         return x
-    x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPSILON)
+    x = functional.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPSILON)
     return x * scale.unsqueeze(-2) + params[f"{name}/norm_shift"].unsqueeze(-2)
 
 
@@ -87,7 +98,9 @@ def _tail(params: Params, prefix: str, z: Tensor) -> Tensor:
     """Finish an MLP from the pre-activation of its first layer."""
     for layer in range(1, depth(params, prefix)):
         x = _activate(params, f"{prefix}/{layer - 1}", z)
-        z = affine(x, params[f"{prefix}/{layer}/weight"], params[f"{prefix}/{layer}/bias"])
+        z = affine(
+            x, params[f"{prefix}/{layer}/weight"], params[f"{prefix}/{layer}/bias"]
+        )
     return z
 
 
@@ -102,7 +115,11 @@ def mlp(params: Params, prefix: str, x: Tensor) -> Tensor:
     Returns:
         (..., B, out), with the ensemble axis in front where the net has one.
     """
-    return _tail(params, prefix, affine(x, params[f"{prefix}/0/weight"], params[f"{prefix}/0/bias"]))
+    return _tail(
+        params,
+        prefix,
+        affine(x, params[f"{prefix}/0/weight"], params[f"{prefix}/0/bias"]),
+    )
 
 
 def velocity_field(params: Params, prefix: str, s: Tensor) -> Field:
@@ -141,7 +158,9 @@ def _first_layer(params: Params, prefix: str, s: Tensor) -> Field:
     return first
 
 
-def velocity_pullback(params: Params, prefix: str, s: Tensor, a: Tensor, t: Tensor) -> Pullback:
+def velocity_pullback(
+    params: Params, prefix: str, s: Tensor, a: Tensor, t: Tensor
+) -> Pullback:
     """Linearise a velocity net at stored states: pullback(k, g) = [d f(s, a_k, t_k) / d a]^T g.
 
     One forward pass over all states at once keeps the slopes of the activations; each pullback is
@@ -176,19 +195,25 @@ def velocity_pullback(params: Params, prefix: str, s: Tensor, a: Tensor, t: Tens
     return pullback
 
 
-def _activation_pullback(params: Params, name: str, z: Tensor, weight: Tensor) -> Pullback:
+def _activation_pullback(
+    params: Params, name: str, z: Tensor, weight: Tensor
+) -> Pullback:
     """Reverse of z -> norm(gelu(z)) W for stored pre-activations z (K, B, width)."""
     slope = torch.ops.aten.gelu_backward(torch.ones_like(z), z, approximate="tanh")
     scale = params.get(f"{name}/norm_scale")
     if scale is None:
         return lambda k, g: (g @ weight.mT) * slope[k]
-    x = F.gelu(z, approximate="tanh")
-    inverse_std = torch.rsqrt(x.var(-1, correction=0, keepdim=True) + LAYER_NORM_EPSILON)
+    x = functional.gelu(z, approximate="tanh")
+    inverse_std = torch.rsqrt(
+        x.var(-1, correction=0, keepdim=True) + LAYER_NORM_EPSILON
+    )
     unit = (x - x.mean(-1, keepdim=True)) * inverse_std
 
     def reverse(k: int, g: Tensor) -> Tensor:
         g = (g @ weight.mT) * scale
         along = (g * unit[k]).mean(-1, keepdim=True)
-        return (g - g.mean(-1, keepdim=True) - unit[k] * along) * inverse_std[k] * slope[k]
+        return (
+            (g - g.mean(-1, keepdim=True) - unit[k] * along) * inverse_std[k] * slope[k]
+        )
 
     return reverse

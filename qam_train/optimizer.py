@@ -18,7 +18,9 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     Norms are taken tensor by tensor: one float32 accumulator over ten million entries is off by
     3e-4.
     """
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(x) for x in tensors]))
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(x) for x in tensors])
+    )
 
 
 def clip_jointly(gradients: Sequence[Tensor], clip_norm: float) -> Tensor:
@@ -28,18 +30,20 @@ def clip_jointly(gradients: Sequence[Tensor], clip_norm: float) -> Tensor:
     """
     norm = global_norm(gradients)
     scale = torch.clamp(clip_norm / norm, max=1.0)
-    torch._foreach_mul_(list(gradients), scale)  # noqa: SLF001
+    torch._foreach_mul_(list(gradients), scale)
     return norm
 
 
 @torch.no_grad()
-def lagged_average(targets: Sequence[Tensor], online: Sequence[Tensor], rate: float) -> None:
+def lagged_average(
+    targets: Sequence[Tensor], online: Sequence[Tensor], rate: float
+) -> None:
     """Moving average target <- target + rate (online - target), in place.
 
     Call it before the optimiser steps: targets follow the parameters before the step (official
     code: one step of lag).
     """
-    torch._foreach_lerp_(list(targets), list(online), rate)  # noqa: SLF001
+    torch._foreach_lerp_(list(targets), list(online), rate)
 
 
 class JointAdam:
@@ -61,11 +65,14 @@ class JointAdam:
         self.first = {name: torch.zeros_like(value) for name, value in params.items()}
         self.second = {name: torch.zeros_like(value) for name, value in params.items()}
         self.steps = {
-            name: torch.zeros((), dtype=torch.float32, device=value.device) for name, value in params.items()
+            name: torch.zeros((), dtype=torch.float32, device=value.device)
+            for name, value in params.items()
         }
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> dict[str, Tensor]:
+    def step(
+        self, gradients: Sequence[Tensor], learning_rate: float
+    ) -> dict[str, Tensor]:
         """Clip and take one step; gradients are in the order of the dictionary and are consumed."""
         norm = clip_jointly(gradients, self.clip_norm)
         adam(

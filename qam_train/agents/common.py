@@ -52,9 +52,22 @@ class Normaliser:
         return {"observation_mean": self.mean, "observation_std": self.std}
 
 
+def draw_normal(generator: torch.Generator, *size: int) -> Tensor:
+    """Standard normal draws on the generator's device."""
+    return torch.randn(size, generator=generator, device=generator.device)
+
+
+def draw_uniform(generator: torch.Generator, *size: int) -> Tensor:
+    """Uniform draws on [0, 1) on the generator's device."""
+    return torch.rand(size, generator=generator, device=generator.device)
+
+
 def copy_net(params: Params, source: str, target: str) -> Params:
     """Copy the tensors of one net under another net's name."""
-    return {target + name.removeprefix(source): value.clone() for name, value in net(params, source).items()}
+    return {
+        target + name.removeprefix(source): value.clone()
+        for name, value in net(params, source).items()
+    }
 
 
 @torch.no_grad()
@@ -64,7 +77,10 @@ def load_named(into: Params, state: Params) -> None:
     Raises:
         ConfigError: names or a shape differ; the message lists the first ones.
     """
-    missing, surplus = sorted(into.keys() - state.keys()), sorted(state.keys() - into.keys())
+    missing, surplus = (
+        sorted(into.keys() - state.keys()),
+        sorted(state.keys() - into.keys()),
+    )
     if missing or surplus:
         raise ConfigError(
             f"agent state: expected other tensors; missing {missing[:3]}, not known {surplus[:3]}; "

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from qam_train import flow
-from qam_train.agents.common import Normaliser, copy_net, load_named
+from qam_train.agents.common import (
+    Normaliser,
+    copy_net,
+    draw_normal,
+    draw_uniform,
+    load_named,
+)
 from qam_train.config import AgentConfig
 from qam_train.data.dataset import ChunkBatch
 from qam_train.networks import Params, init_mlp, velocity_field
@@ -37,11 +43,15 @@ class FlowBCAgent:
 
     algorithm = "flow_bc"
 
-    def __init__(self, config: AgentConfig, parameters: Params, normaliser: Normaliser) -> None:
+    def __init__(
+        self, config: AgentConfig, parameters: Params, normaliser: Normaliser
+    ) -> None:
         """Take over the tensors of the net 'slow'; init() draws fresh ones."""
         self.config = config
         self.normaliser = normaliser
-        self.parameters = {name: value.requires_grad_() for name, value in parameters.items()}
+        self.parameters = {
+            name: value.requires_grad_() for name, value in parameters.items()
+        }
         self.optimizer = JointAdam(self.parameters, config.clip_norm)
 
     @classmethod
@@ -56,26 +66,35 @@ class FlowBCAgent:
         """Draw a fresh net; arguments as in QAMAgent.init."""
         width = config.chunk * action_size
         sizes = (observation_size + width + 1, *config.actor.widths, width)
-        parameters = init_mlp("slow", sizes, generator, layer_norm=config.actor.layer_norm)
-        return cls(config, parameters, normaliser or Normaliser.identity(observation_size, generator.device))
+        parameters = init_mlp(
+            "slow", sizes, generator, layer_norm=config.actor.layer_norm
+        )
+        return cls(
+            config,
+            parameters,
+            normaliser or Normaliser.identity(observation_size, generator.device),
+        )
 
     def update(
         self, batch: ChunkBatch, noise: FlowNoise, learning_rate: float | None = None
     ) -> dict[str, Tensor]:
         """One step of flow matching; returns metrics."""
-        field = velocity_field(self.parameters, "slow", self.normaliser(batch.observations))
+        field = velocity_field(
+            self.parameters, "slow", self.normaliser(batch.observations)
+        )
         chunk = batch.actions[:, : self.config.chunk].flatten(1)  # (B, D)
-        loss, metrics = flow.flow_matching_loss(field, chunk, noise.start, noise.time, batch.valid)
+        loss, metrics = flow.flow_matching_loss(
+            field, chunk, noise.start, noise.time, batch.valid
+        )
         gradients = torch.autograd.grad(loss, list(self.parameters.values()))
         rate = self.config.lr if learning_rate is None else learning_rate
         return {"loss": loss.detach(), **metrics} | self.optimizer.step(gradients, rate)
 
     def draw_noise(self, batch_size: int, generator: torch.Generator) -> FlowNoise:
         """Draw the noise of one update on the generator's device."""
-        place = {"generator": generator, "device": generator.device}
         return FlowNoise(
-            start=torch.randn((batch_size, self.chunk_width), **place),
-            time=torch.rand((batch_size, 1), **place),
+            start=draw_normal(generator, batch_size, self.chunk_width),
+            time=draw_uniform(generator, batch_size, 1),
         )
 
     @torch.no_grad()
@@ -92,12 +111,20 @@ class FlowBCAgent:
 
     def actor_parameters(self) -> Params:
         """Tensors of the deployed velocity net, named 'actor/layer/kind'."""
-        return {name: value.detach() for name, value in copy_net(self.parameters, "slow", "actor").items()}
+        return {
+            name: value.detach()
+            for name, value in copy_net(self.parameters, "slow", "actor").items()
+        }
 
     def state_dict(self) -> Params:
         """Everything that training continues from: net, statistics, optimiser."""
-        state = {f"parameters/{name}": value.detach() for name, value in self.parameters.items()}
-        state |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
+        state = {
+            f"parameters/{name}": value.detach()
+            for name, value in self.parameters.items()
+        }
+        state |= {
+            f"optimizer/{name}": value for name, value in self.optimizer.state().items()
+        }
         return state | self.normaliser.state()
 
     def load_state_dict(self, state: Params) -> None:

@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 
 from qam_train import adjoint, critic, flow
+from qam_train.agents.common import (
+    Normaliser,
+    copy_net,
+    draw_normal,
+    draw_uniform,
+    load_named,
+)
 from qam_train.config import AgentConfig
 from qam_train.data.dataset import ChunkBatch
 from qam_train.networks import Params, init_mlp, net, velocity_field, velocity_pullback
-from qam_train.agents.common import Normaliser, copy_net, load_named
 from qam_train.optimizer import JointAdam, lagged_average
 
 TARGETS = {"target_critic": "critic", "target_slow": "slow"}
@@ -47,7 +53,9 @@ class QAMAgent:
 
     algorithm = "qam"
 
-    def __init__(self, config: AgentConfig, parameters: Params, normaliser: Normaliser) -> None:
+    def __init__(
+        self, config: AgentConfig, parameters: Params, normaliser: Normaliser
+    ) -> None:
         """Take over parameters; init() draws fresh ones.
 
         Args:
@@ -57,12 +65,20 @@ class QAMAgent:
         """
         self.config = config
         self.normaliser = normaliser
-        self.targets = {name: value for name, value in parameters.items() if name.startswith("target_")}
+        self.targets = {
+            name: value
+            for name, value in parameters.items()
+            if name.startswith("target_")
+        }
         self.trained = {
-            name: value.requires_grad_() for name, value in parameters.items() if name not in self.targets
+            name: value.requires_grad_()
+            for name, value in parameters.items()
+            if name not in self.targets
         }
         self.parameters = {**self.trained, **self.targets}
-        self._followed = [self.trained[_online_name(name)].detach() for name in self.targets]
+        self._followed = [
+            self.trained[_online_name(name)].detach() for name in self.targets
+        ]
         self.optimizer = JointAdam(self.trained, config.clip_norm)
 
     @classmethod
@@ -88,13 +104,21 @@ class QAMAgent:
         critic_sizes = (observation_size + width, *config.critic.widths, 1)
         norm = config.actor.layer_norm
         parameters = init_mlp(
-            "critic", critic_sizes, generator, members=config.critics, layer_norm=config.critic.layer_norm
+            "critic",
+            critic_sizes,
+            generator,
+            members=config.critics,
+            layer_norm=config.critic.layer_norm,
         )
         parameters |= init_mlp("slow", actor_sizes, generator, layer_norm=norm)
         parameters |= init_mlp("fast", actor_sizes, generator, layer_norm=norm)
         for target, online in TARGETS.items():
             parameters |= copy_net(parameters, online, target)
-        return cls(config, parameters, normaliser or Normaliser.identity(observation_size, generator.device))
+        return cls(
+            config,
+            parameters,
+            normaliser or Normaliser.identity(observation_size, generator.device),
+        )
 
     def update(
         self, batch: ChunkBatch, noise: QAMNoise, learning_rate: float | None = None
@@ -112,19 +136,31 @@ class QAMAgent:
         rate = self.config.lr if learning_rate is None else learning_rate
         return metrics | self.optimizer.step(gradients, rate)
 
-    def loss(self, batch: ChunkBatch, noise: QAMNoise) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, batch: ChunkBatch, noise: QAMNoise
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of critic, behaviour-flow and adjoint-matching loss; each trains its own net only."""
         config = self.config
-        s, s_next = self.normaliser(batch.observations), self.normaliser(batch.next_observations)
+        s, s_next = (
+            self.normaliser(batch.observations),
+            self.normaliser(batch.next_observations),
+        )
         a = batch.actions[:, : config.chunk].flatten(1)  # (B, D)
 
         with torch.no_grad():
             q_next = critic.ensemble(
-                self.targets, "target_critic", s_next, self._sample("fast", s_next, noise.next_action)
+                self.targets,
+                "target_critic",
+                s_next,
+                self._sample("fast", s_next, noise.next_action),
             )
             discount = config.discount**config.return_steps
-            y = critic.td_target(q_next, batch.rewards, batch.masks, discount, config.rho)
-        critic_loss, metrics = critic.td_loss(critic.ensemble(self.trained, "critic", s, a), y, batch.valid)
+            y = critic.td_target(
+                q_next, batch.rewards, batch.masks, discount, config.rho
+            )
+        critic_loss, metrics = critic.td_loss(
+            critic.ensemble(self.trained, "critic", s, a), y, batch.valid
+        )
 
         slow = velocity_field(self.trained, "slow", s)
         flow_loss, flow_metrics = flow.flow_matching_loss(
@@ -158,13 +194,19 @@ class QAMAgent:
         config, n = self.config, self.config.flow_steps
         f_theta = velocity_field(self.trained, "fast", s)
         f_beta = velocity_field(self.targets, "target_slow", s)
-        states, a_1 = adjoint.rollout(f_theta, f_beta, noise.rollout_start, noise.rollout)
+        states, a_1 = adjoint.rollout(
+            f_theta, f_beta, noise.rollout_start, noise.rollout
+        )
         gradient = critic.action_gradient(
-            lambda a: critic.ensemble(self.targets, "target_critic", s, a), a_1, config.action_clip
+            lambda a: critic.ensemble(self.targets, "target_critic", s, a),
+            a_1,
+            config.action_clip,
         )
         g_1 = -config.tau * gradient
         t = adjoint.step_times(n, states)
-        pullback = velocity_pullback(self.targets, "target_slow", s, states, t + 1.0 / n)
+        pullback = velocity_pullback(
+            self.targets, "target_slow", s, states, t + 1.0 / n
+        )
         g = adjoint.lean_adjoint(pullback, g_1, n)
         return (states, g, f_beta(states, t)), adjoint.terminal_metrics(g_1)
 
@@ -172,13 +214,12 @@ class QAMAgent:
         """Draw the noise of one update on the generator's device."""
         rows = min(batch_size, self.config.adjoint_rows)
         width, steps = self.chunk_width, self.config.flow_steps
-        place = {"generator": generator, "device": generator.device}
         return QAMNoise(
-            next_action=torch.randn((batch_size, width), **place),
-            flow_start=torch.randn((batch_size, width), **place),
-            flow_time=torch.rand((batch_size, 1), **place),
-            rollout_start=torch.randn((rows, width), **place),
-            rollout=torch.randn((steps - 1, rows, width), **place),
+            next_action=draw_normal(generator, batch_size, width),
+            flow_start=draw_normal(generator, batch_size, width),
+            flow_time=draw_uniform(generator, batch_size, 1),
+            rollout_start=draw_normal(generator, rows, width),
+            rollout=draw_normal(generator, steps - 1, rows, width),
         )
 
     @torch.no_grad()
@@ -196,7 +237,9 @@ class QAMAgent:
         return chunk.unflatten(-1, (self.config.chunk, -1))
 
     def _sample(self, prefix: str, s: Tensor, noise: Tensor) -> Tensor:
-        a = flow.integrate(velocity_field(self.trained, prefix, s), noise, self.config.flow_steps)
+        a = flow.integrate(
+            velocity_field(self.trained, prefix, s), noise, self.config.flow_steps
+        )
         return a.clamp(-1.0, 1.0)
 
     @property
@@ -223,12 +266,20 @@ class QAMAgent:
 
     def actor_parameters(self) -> Params:
         """Tensors of the deployed velocity net, named 'actor/layer/kind' (detached, not copied)."""
-        return {name: value.detach() for name, value in copy_net(self.trained, "fast", "actor").items()}
+        return {
+            name: value.detach()
+            for name, value in copy_net(self.trained, "fast", "actor").items()
+        }
 
     def state_dict(self) -> Params:
         """Everything that training continues from: nets, targets, statistics, optimiser."""
-        state = {f"parameters/{name}": value.detach() for name, value in self.parameters.items()}
-        state |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
+        state = {
+            f"parameters/{name}": value.detach()
+            for name, value in self.parameters.items()
+        }
+        state |= {
+            f"optimizer/{name}": value for name, value in self.optimizer.state().items()
+        }
         return state | self.normaliser.state()
 
     def load_state_dict(self, state: Params) -> None:
