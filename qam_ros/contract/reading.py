@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading values out of YAML: one mapping a file, no aliases, no duplicate keys, checked types."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from qam_ros.contract.errors import InterfaceError, QamError, nearest
+
+MAX_YAML_BYTES: Final = 4 * 1024 * 1024
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe loader that refuses aliases (they can blow up) and keys given twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) != len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.MarkedYAMLError(
+                problem=f"key '{twice}' is given twice", problem_mark=node.start_mark
+            )
+        return mapping
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Safe dumper that writes every value in full."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+def parse_yaml(text: str, where: str, error: type[QamError]) -> dict[str, Any]:
+    """Parse a YAML text that must hold one mapping.
+
+    Args:
+        text: the text.
+        where: file, for the message.
+        error: class to raise.
+
+    Raises:
+        QamError: (of class ``error``) not YAML, not a mapping, aliases, or a key given twice.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise error(
+            f"{where}: {len(text)} characters, at most {MAX_YAML_BYTES} are read"
+        )
+    loader = _StrictLoader(text)
+    try:
+        value = loader.get_single_data()
+    except yaml.YAMLError as problem:
+        raise error(
+            f"{where}: not valid YAML: {problem}; the file may be truncated"
+        ) from problem
+    finally:
+        loader.dispose()
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise error(
+            f"{where}: expected a mapping of names, found {type(value).__name__}"
+        )
+    return value
+
+
+def load_yaml(path: Path, error: type[QamError]) -> dict[str, Any]:
+    """Read a YAML file that must hold one mapping.
+
+    Raises:
+        QamError: (of class ``error``) the file is missing, or as ``parse_yaml``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as problem:
+        raise error(
+            f"{path}: no such file; check the path", path=str(path)
+        ) from problem
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{path}: cannot be read: {problem}", path=str(path)) from problem
+    return parse_yaml(text, str(path), error)
+
+
+def dump_yaml(mapping: Mapping[str, Any]) -> str:
+    """YAML text of a mapping: keys in order, no aliases; ``parse_yaml`` reads it back."""
+    return yaml.dump(
+        dict(mapping),
+        Dumper=_PlainDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+    )
+
+
+def read_text(value: Any, where: str, error: type[QamError] = InterfaceError) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise error(f"{where}: expected a text, found {value!r}")
+    return value
+
+
+def read_integer(
+    value: Any, where: str, minimum: int = 0, error: type[QamError] = InterfaceError
+) -> int:
+    """An integer not below a minimum."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise error(
+            f"{where}: expected a whole number of at least {minimum}, found {value!r}"
+        )
+    return value
+
+
+def read_number(
+    value: Any,
+    where: str,
+    *,
+    infinite: bool = False,
+    error: type[QamError] = InterfaceError,
+) -> float:
+    """A finite number, or with ``infinite`` also .inf."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = (
+            " (YAML reads 1e-3 as a text, write 1.0e-3)"
+            if isinstance(value, str)
+            else ""
+        )
+        raise error(f"{where}: expected a number, found {value!r}{hint}")
+    number = float(value)
+    if not math.isfinite(number) and not (infinite and number == math.inf):
+        allowed = "a finite number or .inf" if infinite else "a finite number"
+        raise error(f"{where}: expected {allowed}, found {number}")
+    return number
+
+
+def read_positive(
+    value: Any, where: str, error: type[QamError] = InterfaceError
+) -> float:
+    """A finite number above 0."""
+    number = read_number(value, where, error=error)
+    if number <= 0.0:
+        raise error(f"{where}: expected a number above 0, found {number}")
+    return number
+
+
+def read_flag(value: Any, where: str, error: type[QamError] = InterfaceError) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise error(f"{where}: expected true or false, found {value!r}")
+    return value
+
+
+def read_choice(
+    value: Any,
+    valid: tuple[str, ...],
+    where: str,
+    error: type[QamError] = InterfaceError,
+) -> str:
+    """One of the valid names."""
+    if value not in valid:
+        raise error(f"{where}: unknown value {value!r}; {nearest(str(value), valid)}")
+    return str(value)
+
+
+def read_names(
+    value: Any, where: str, error: type[QamError] = InterfaceError
+) -> tuple[str, ...]:
+    """A list of distinct texts."""
+    if not isinstance(value, list):
+        raise error(f"{where}: expected a list of names, found {value!r}")
+    names = tuple(
+        read_text(item, f"{where}[{index}]", error) for index, item in enumerate(value)
+    )
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise error(f"{where}: name '{twice[0]}' is given twice; names must differ")
+    return names
+
+
+def read_numbers(
+    value: Any,
+    size: int,
+    where: str,
+    *,
+    infinite: bool = False,
+    error: type[QamError] = InterfaceError,
+) -> tuple[float, ...]:
+    """A list of ``size`` numbers; a single number stands for all of them."""
+    items = value if isinstance(value, list) else [value] * size
+    if len(items) != size:
+        raise error(
+            f"{where}: expected {size} numbers (one per element) or a single one, "
+            f"found {len(items)}",
+            expected=size,
+            found=len(items),
+        )
+    return tuple(
+        read_number(item, f"{where}[{index}]", infinite=infinite, error=error)
+        for index, item in enumerate(items)
+    )
