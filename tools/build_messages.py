@@ -103,7 +103,6 @@ def main() -> int:
     arguments = parser.parse_args()
     wanted = fingerprint()
     if not arguments.force and STAMP.is_file() and STAMP.read_text().strip() == wanted:
-        print("qam_msgs: up to date")
         return 0
     print("qam_msgs: building against the ROS 2 wheels (about 20 s)", flush=True)
     with tempfile.TemporaryDirectory(prefix="qam_msgs_") as folder:
