@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MuJoCo and OGBench worlds behind the robot interface, and the data they give."""

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator: scripted episodes by parallel worker processes, seeded and resumable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qam_ros.contract.errors import ConfigError, DatasetError
+from sim.episodes import EpisodeMaker
+from sim.labels import LABEL_KEYS, label
+from sim.recipes import Recipe
+from sim.shards import (
+    Shard,
+    open_shards,
+    read_lengths,
+    read_shard,
+    shard_path,
+    write_shard,
+)
+from sim.store import save
+
+SHARD_EPISODES = 4
+Progress = Callable[[int, int], None]
+"""Called with (rows so far, episodes so far) when a shard is done."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated and at what cost.
+
+    Attributes:
+        rows: rows of the dataset.
+        episodes: episodes of the dataset.
+        successes: episodes that reached the task's goal.
+        made_rows: rows simulated by this call (less than `rows` after a resume; more where the last
+            shards went beyond the target).
+        cpu_s: CPU time of this call's simulation, all workers together [s].
+        wall_s: wall time of this call [s].
+    """
+
+    rows: int
+    episodes: int
+    successes: int
+    made_rows: int
+    cpu_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """How much to generate: at least `rows` rows (whole episodes), or exactly `episodes` episodes."""
+
+    rows: int = 0
+    episodes: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.rows > 0) == (self.episodes > 0):
+            raise ConfigError(
+                f"give either rows or episodes, greater than 0; found {self.rows} and {self.episodes}"
+            )
+
+    def episodes_needed(self, lengths: list[int]) -> int | None:
+        """Number of leading episodes that reach the target; None when they do not yet."""
+        if self.episodes:
+            return self.episodes if len(lengths) >= self.episodes else None
+        reached = np.flatnonzero(np.cumsum(lengths) >= self.rows)
+        return int(reached[0]) + 1 if len(reached) else None
+
+
+def generate(
+    output: Path,
+    recipe: Recipe,
+    target: Target,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    robot: str | None = None,
+    progress: Progress | None = None,
+) -> Generation:
+    """Generate a dataset; the result depends on recipe, target and seed, not on the workers.
+
+    Finished shards lie in `<output>.partial`; a call with the same settings goes on from them.
+
+    Args:
+        output: folder of the dataset to write; must not exist.
+        recipe: how episodes are played.
+        target: how much.
+        seed: seed of the run.
+        workers: worker processes; 1 works in this process.
+        robot: name or path of the robot interface the dataset is for (default: the world's).
+        progress: called as shards finish.
+
+    Raises:
+        DatasetError: the output exists, an unfinished run has other settings, or a worker died.
+    """
+    if output.exists():
+        raise DatasetError(
+            f"{output} exists already; choose another output or delete it"
+        )
+    started = time.perf_counter()
+    settings = {"recipe": recipe.settings(), "seed": seed, "versions": versions()}
+    folder = output.with_name(output.name + ".partial")
+    done = open_shards(folder, settings)
+    made_rows, cpu_s = 0, 0.0
+    with _shard_maker(recipe, seed, folder, workers) as submit:
+        for first, rows, seconds in _schedule(submit, done, folder, target, workers):
+            done[first] = rows
+            made_rows += rows
+            cpu_s += seconds
+            if progress is not None:
+                progress(sum(done.values()), len(done) * SHARD_EPISODES)
+    shard = merge(folder, target)
+    save(output, shard, _labels(recipe, shard), recipe, robot, settings)
+    shutil.rmtree(folder)
+    wall_s = time.perf_counter() - started
+    return Generation(
+        int(shard.lengths.sum()),
+        len(shard.lengths),
+        int(shard.success.sum()),
+        made_rows,
+        cpu_s,
+        wall_s,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that the trajectories depend on."""
+    return {name: version(name) for name in ("mujoco", "ogbench", "numpy")}
+
+
+def merge(folder: Path, target: Target) -> Shard:
+    """Concatenate the shards of a folder and cut after the target."""
+    shards: list[Shard] = []
+    while (path := shard_path(folder, len(shards) * SHARD_EPISODES)).exists():
+        shards.append(read_shard(path))
+    whole = Shard(
+        first=0,
+        lengths=np.concatenate([shard.lengths for shard in shards]),
+        success=np.concatenate([shard.success for shard in shards]),
+        rows={
+            key: np.concatenate([shard.rows[key] for shard in shards])
+            for key in shards[0].rows
+        },
+        end_observations=np.concatenate([shard.end_observations for shard in shards]),
+    )
+    needed = target.episodes_needed([int(length) for length in whole.lengths])
+    if needed is None:
+        raise DatasetError(f"the shards in {folder} do not reach {target}; run again")
+    return whole.head(needed)
+
+
+def _labels(recipe: Recipe, shard: Shard) -> dict[str, Any]:
+    """Rewards and masks: recorded ones for `task` episodes, else by the task's rule."""
+    if recipe.kind == "task":
+        return {"rewards": shard.rows["rewards"], "masks": shard.rows["masks"]}
+    states = {key: shard.rows[key] for key in LABEL_KEYS if key in shard.rows}
+    rewards, masks = label(recipe.world, recipe.task, states)
+    return {"rewards": rewards, "masks": masks}
+
+
+Result = tuple[int, int, float]
+"""First episode, rows, CPU seconds of a shard."""
+_maker: EpisodeMaker | None = None
+_folder: Path | None = None
+
+
+def _start_worker(recipe: Recipe, seed: int, folder: Path) -> None:
+    global _maker, _folder
+    _maker, _folder = EpisodeMaker(recipe, seed), folder
+
+
+def _make_shard(first: int) -> Result:
+    if _maker is None or _folder is None:
+        raise AssertionError("the worker was not started")
+    started = time.process_time()
+    shard = Shard.of([_maker.make(first + offset) for offset in range(SHARD_EPISODES)])
+    write_shard(_folder, shard)
+    return first, int(shard.lengths.sum()), time.process_time() - started
+
+
+@contextmanager
+def _shard_maker(
+    recipe: Recipe, seed: int, folder: Path, workers: int
+) -> Iterator[Callable[[int], Future[Result]]]:
+    """Yield a function that starts making the shard of a first episode."""
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, found {workers}")
+    if workers == 1:
+        _start_worker(recipe, seed, folder)
+
+        def at_once(first: int) -> Future[Result]:
+            future: Future[Result] = Future()
+            future.set_result(_make_shard(first))
+            return future
+
+        yield at_once
+        return
+    # Spawned, not forked: MuJoCo and BLAS threads do not survive a fork.
+    with ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        _start_worker,
+        (recipe, seed, folder),
+    ) as pool:
+        try:
+            yield lambda first: pool.submit(_make_shard, first)
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                f"a generator process died; finished shards are kept in {folder}, run again"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _schedule(
+    submit: Callable[[int], Future[Result]],
+    done: dict[int, int],
+    folder: Path,
+    target: Target,
+    workers: int,
+) -> Iterator[Result]:
+    """Keep every worker busy with the next missing shards until the leading ones suffice."""
+    lengths = {first: read_lengths(shard_path(folder, first)) for first in done}
+    running: set[Future[Result]] = set()
+    upcoming = 0
+    while not _enough(lengths, target):
+        while len(running) < workers:
+            if upcoming not in lengths:
+                running.add(submit(upcoming))
+            upcoming += SHARD_EPISODES
+        finished, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            result = future.result()
+            lengths[result[0]] = read_lengths(shard_path(folder, result[0]))
+            yield result
+
+
+def _enough(lengths: dict[int, list[int]], target: Target) -> bool:
+    leading: list[int] = []
+    while (first := len(leading)) in lengths:
+        leading += lengths[first]
+    return target.episodes_needed(leading) is not None
