@@ -8,20 +8,11 @@ compared by identity, because arrays have no single truth value.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-
-
-class EpisodeKind(IntEnum):
-    """What an EpisodeEvent announces."""
-
-    START = 0
-    END = 1
-    ABORT = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,9 +61,9 @@ class GuardReport:
         observation_stamp_ns: observation time of the proposal [ns].
         episode: episode id.
         step: steps since the episode started.
-        mode: GuardMode.
-        source: ActionSource.
-        limit_bits: LimitBit.
+        mode: transition.GuardMode.
+        source: transition.ActionSource.
+        limit_bits: transition.LimitBit.
         masked: never train on this row.
         executed: (A,) normalised, empty if nothing was sent.
         latency_ns: command publication less observation time [ns]; real time only.
@@ -124,7 +115,7 @@ class EpisodeEvent:
     Args:
         stamp_ns: START: first observation's time; END: final observation's time [ns].
         episode: episode id.
-        kind: EpisodeKind.
+        kind: transition.EpisodeKind.
         terminated: the task ended.
         truncated: the episode was cut.
         success: the task was solved.

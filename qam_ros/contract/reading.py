@@ -91,8 +91,22 @@ def load_yaml(path: Path, error: type[QamError]) -> dict[str, Any]:
     return parse_yaml(text, str(path), error)
 
 
-def dump_yaml(mapping: Mapping[str, Any]) -> str:
-    """YAML text of a mapping: keys in order, no aliases; ``parse_yaml`` reads it back."""
+def dump_yaml(mapping: Mapping[str, Any], where: str, error: type[QamError]) -> str:
+    """YAML text of a mapping: keys in order, no aliases; ``parse_yaml`` reads it back.
+
+    Raises:
+        QamError: (of class ``error``) a value is not a plain Python one, e.g. a numpy number.
+    """
+    try:
+        return _dump(mapping)
+    except yaml.representer.RepresenterError as problem:
+        raise error(
+            f"{where}: YAML cannot hold {problem.args[-1]!r} ({type(problem.args[-1]).__name__}); "
+            "convert it to a plain number, text, list or mapping"
+        ) from problem
+
+
+def _dump(mapping: Mapping[str, Any]) -> str:
     return yaml.dump(
         dict(mapping),
         Dumper=_PlainDumper,

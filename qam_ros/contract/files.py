@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of the contract: written whole or not at all, read with limits and without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qam_ros.contract.errors import QamError
+
+_BLOCK_BYTES = 1024 * 1024
+
+
+def sha256_file(path: Path) -> str:
+    """Sha256 (hex) of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def atomic_directory(
+    path: Path, error: type[QamError], *, replace: bool
+) -> Iterator[Path]:
+    """Fill a directory under a temporary name, then rename it: what is there is whole.
+
+    Args:
+        path: final path.
+        error: class to raise.
+        replace: take the place of an existing directory.
+
+    Yields:
+        The temporary directory, on the same file system.
+
+    Raises:
+        QamError: (of class ``error``) the path exists and ``replace`` is not set.
+    """
+    check_free(path, error, replace=replace)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        yield temporary
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            path.replace(old / path.name)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path, error: type[QamError], *, replace: bool) -> Iterator[Path]:
+    """Write a file under a temporary name, then rename it.
+
+    Args:
+        path: final path.
+        error: class to raise.
+        replace: take the place of an existing file.
+
+    Yields:
+        The temporary path, on the same file system.
+
+    Raises:
+        QamError: (of class ``error``) the path exists and ``replace`` is not set.
+    """
+    check_free(path, error, replace=replace)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_free(path: Path, error: type[QamError], *, replace: bool) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        QamError: (of class ``error``) the path exists and ``replace`` is not set.
+    """
+    if path.exists() and not replace:
+        raise error(
+            f"{path}: already exists; remove it or choose another path", path=str(path)
+        )
+
+
+def read_bounded(path: Path, limit: int, error: type[QamError]) -> bytes:
+    """Bytes of a file that must not be larger than a limit.
+
+    Args:
+        path: the file; a link is refused.
+        limit: largest size accepted [bytes].
+        error: class to raise.
+
+    Raises:
+        QamError: (of class ``error``) missing, not a plain file, or too large.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise error(
+            f"{path}: no such file (links do not count); check the path", path=str(path)
+        )
+    size = path.stat().st_size
+    if size > limit:
+        raise error(
+            f"{path}: {size} bytes, at most {limit} are read", found=size, limit=limit
+        )
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+def read_npz(
+    source: bytes | Path, limit: int, where: str, error: type[QamError]
+) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of an npz file, never unpickling.
+
+    Args:
+        source: its bytes or its path.
+        limit: largest total size after decompression [bytes].
+        where: file, for the message.
+        error: class to raise.
+
+    Raises:
+        QamError: (of class ``error``) not an npz, truncated, too large, or holding objects.
+    """
+    try:
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source
+        with zipfile.ZipFile(stream) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > limit:
+            raise error(
+                f"{where}: unpacks to {size} bytes, at most {limit} are read",
+                found=size,
+            )
+        with np.load(stream, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as problem:
+        raise error(
+            f"{where}: not a readable npz file ({problem}); it is truncated or damaged, "
+            "make or copy it again"
+        ) from problem
