@@ -29,7 +29,7 @@ from sim.shards import (
     shard_path,
     write_shard,
 )
-from sim.store import save
+from sim.store import dataset_of, interface_for, save
 
 SHARD_EPISODES = 4
 Progress = Callable[[int, int], None]
@@ -110,6 +110,7 @@ def generate(
             f"{output} exists already; choose another output or delete it"
         )
     started = time.perf_counter()
+    interface = interface_for(recipe.world, robot)
     settings = {"recipe": recipe.settings(), "seed": seed, "versions": versions()}
     folder = output.with_name(output.name + ".partial")
     done = open_shards(folder, settings)
@@ -122,7 +123,10 @@ def generate(
             if progress is not None:
                 progress(sum(done.values()), len(done) * SHARD_EPISODES)
     shard = merge(folder, target)
-    save(output, shard, _labels(recipe, shard), recipe, robot, settings)
+    dataset = dataset_of(
+        shard.rows | _labels(recipe, shard), shard.lengths, shard.end_observations
+    )
+    save(output, dataset, interface, recipe.world, recipe.task, settings)
     shutil.rmtree(folder)
     wall_s = time.perf_counter() - started
     return Generation(
