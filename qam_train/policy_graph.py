@@ -17,19 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from qam_ros.contract.errors import ArtifactError
 
 OPSET = 20  # the first with Gelu(approximate="tanh")
-IR_VERSION = 9  # the one that belongs to opset 20: every ONNX Runtime that knows Gelu reads it
+IR_VERSION = (
+    9  # the one that belongs to opset 20: every ONNX Runtime that knows Gelu reads it
+)
 LAYER_NORM_EPSILON = 1e-6  # as qam_train.networks
 
-Weights = dict[str, NDArray[np.float32]]
+Weights = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class PolicySizes:
         return self.chunk * self.action
 
 
-def split_first_layer(net: Mapping[str, NDArray[np.float32]], sizes: PolicySizes) -> Weights:
+def split_first_layer(
+    net: Mapping[str, npt.NDArray[np.float32]], sizes: PolicySizes
+) -> Weights:
     """Turn the tensors of a velocity net into the weight inputs of its graph, in graph order.
 
     Args:
@@ -83,26 +88,35 @@ def split_first_layer(net: Mapping[str, NDArray[np.float32]], sizes: PolicySizes
         for kind in ("bias", "norm_scale", "norm_shift"):
             if f"{layer}/{kind}" in net:
                 weights[f"{layer}/{kind}"] = net[f"{layer}/{kind}"]
-    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
+    return {
+        name: np.ascontiguousarray(value, dtype=np.float32)
+        for name, value in weights.items()
+    }
 
 
-def _depth(net: Mapping[str, NDArray[np.float32]]) -> int:
+def _depth(net: Mapping[str, npt.NDArray[np.float32]]) -> int:
     layers = 0
     while f"{layers}/weight" in net:
         layers += 1
     return layers
 
 
-def _check_net(net: Mapping[str, NDArray[np.float32]], sizes: PolicySizes) -> None:
+def _check_net(net: Mapping[str, npt.NDArray[np.float32]], sizes: PolicySizes) -> None:
     layers = _depth(net)
     if layers == 0:
-        raise ArtifactError(f"expected a velocity net with '0/weight', found {sorted(net)}")
+        raise ArtifactError(
+            f"expected a velocity net with '0/weight', found {sorted(net)}"
+        )
     width_in = sizes.observation + sizes.flat + 1
     for layer in range(layers):
         weight, bias = net[f"{layer}/weight"], net.get(f"{layer}/bias")
         last = layer == layers - 1
         width_out = sizes.flat if last else weight.shape[-1]
-        if weight.shape != (width_in, width_out) or bias is None or bias.shape != (width_out,):
+        if (
+            weight.shape != (width_in, width_out)
+            or bias is None
+            or bias.shape != (width_out,)
+        ):
             raise ArtifactError(
                 f"layer {layer} of the velocity net: expected weight {(width_in, width_out)} and bias "
                 f"{(width_out,)}, found {weight.shape} and {None if bias is None else bias.shape}; "
@@ -118,17 +132,23 @@ class _Builder:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
-    def op(self, kind: str, inputs: list[str], output: str = "", **attributes: object) -> str:
+    def op(
+        self, kind: str, inputs: list[str], output: str = "", **attributes: Any
+    ) -> str:
         name = output or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        self.nodes.append(
+            helper.make_node(kind, inputs, [name], name=name, **attributes)
+        )
         return name
 
-    def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        self.constants.append(numpy_helper.from_array(value, name))
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
 
-def build_policy_graph(weights: Mapping[str, NDArray[np.float32]], sizes: PolicySizes) -> bytes:
+def build_policy_graph(
+    weights: Mapping[str, npt.NDArray[np.float32]], sizes: PolicySizes
+) -> bytes:
     """Build the sampler graph for weight inputs as split_first_layer names them.
 
     Inputs: observation (1, O), noise (1, H*A), observation_mean (O,), observation_std (O,), then one
@@ -156,14 +176,21 @@ def build_policy_graph(weights: Mapping[str, NDArray[np.float32]], sizes: Policy
             x = build.op("Gemm", [x, f"{layer}/weight", f"{layer}/bias"])
         # not folded into the Gemm's alpha: ONNX Runtime's one-row kernel takes alpha = 1 only (6 %)
         a = build.op("Add", [a, build.op("Mul", [x, step])])
-    low, high = build.constant("low", np.float32(-1)), build.constant("high", np.float32(1))
+    low, high = (
+        build.constant("low", np.float32(-1)),
+        build.constant("high", np.float32(1)),
+    )
     clipped = build.op("Clip", [a, low, high])
-    shape = build.constant("chunk_shape", np.asarray([1, sizes.chunk, sizes.action], np.int64))
+    shape = build.constant(
+        "chunk_shape", np.asarray([1, sizes.chunk, sizes.action], np.int64)
+    )
     build.op("Reshape", [clipped, shape], "chunk")
     return _finish(build, weights, sizes)
 
 
-def _activate(build: _Builder, weights: Mapping[str, NDArray[np.float32]], layer: int, x: str) -> str:
+def _activate(
+    build: _Builder, weights: Mapping[str, npt.NDArray[np.float32]], layer: int, x: str
+) -> str:
     """GELU (tanh form), then LayerNorm where the layer has one (official order)."""
     x = build.op("Gelu", [x], approximate="tanh")
     if f"{layer}/norm_scale" not in weights:
@@ -172,7 +199,9 @@ def _activate(build: _Builder, weights: Mapping[str, NDArray[np.float32]], layer
     return build.op("LayerNormalization", names, axis=-1, epsilon=LAYER_NORM_EPSILON)
 
 
-def _finish(build: _Builder, weights: Mapping[str, NDArray[np.float32]], sizes: PolicySizes) -> bytes:
+def _finish(
+    build: _Builder, weights: Mapping[str, npt.NDArray[np.float32]], sizes: PolicySizes
+) -> bytes:
     shapes: dict[str, tuple[int, ...]] = {
         "observation": (1, sizes.observation),
         "noise": (1, sizes.flat),
@@ -180,10 +209,15 @@ def _finish(build: _Builder, weights: Mapping[str, NDArray[np.float32]], sizes: 
         "observation_std": (sizes.observation,),
         **{name: tuple(value.shape) for name, value in weights.items()},
     }
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    ]
     chunk = (1, sizes.chunk, sizes.action)
     output = helper.make_tensor_value_info("chunk", TensorProto.FLOAT, chunk)
-    graph = helper.make_graph(build.nodes, "flow_policy", inputs, [output], build.constants)
+    graph = helper.make_graph(
+        build.nodes, "flow_policy", inputs, [output], build.constants
+    )
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
