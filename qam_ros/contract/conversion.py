@@ -23,13 +23,14 @@ _EXTRAS: Final = (
 def from_transitions(rows: Rows, interface: RobotInterface) -> Dataset:
     """Dataset of all transitions, in the order in which they happened.
 
-    Rows are ordered by session (the earliest observation first) and seq, whatever order they
-    arrived in. A segment ends where the row carries its next observation, terminates, is truncated,
-    or is not followed by the row of the same episode with the next seq, one control period later
-    (less than 1.5, more than 0). Nothing is dropped: masked
-    rows have valid = 0, and so has a last row whose next observation is unknown, unless it
-    terminated (then nothing is read from it; its end observation repeats its own). Numbers of
-    rows that are not valid and not finite are stored as 0.
+    Rows are ordered by session (the earliest observation first) and seq, whatever order
+    they arrived in. A segment ends where the row carries its next observation, terminates,
+    is truncated, or is not followed by the row of the same episode with the next seq, more
+    than 0 and less than 1.5 control periods later.
+
+    Nothing is dropped: masked rows have valid = 0, and so has a last row whose next
+    observation is unknown, unless it terminated (then nothing is read from it, and its own
+    observation stands in). Numbers of invalid rows that are not finite are stored as 0.
 
     Args:
         rows: (N,) transitions with distinct keys.
@@ -40,9 +41,7 @@ def from_transitions(rows: Rows, interface: RobotInterface) -> Dataset:
     """
     validate_transitions(rows, interface)
     rows = rows[_order(rows)]
-    same = _follows(
-        rows, interface.control_period_s
-    )  # (N,) the next row is the next control period
+    same = _follows(rows, interface.control_period_s)
     explicit = rows["has_next"] == 1
     ends = explicit | (rows["terminated"] == 1) | (rows["truncated"] == 1) | ~same
     known = explicit | ~ends | (rows["terminated"] == 1)
@@ -88,6 +87,7 @@ def _order(rows: Rows) -> npt.NDArray[np.intp]:
 
 
 def _follows(rows: Rows, period_s: float) -> npt.NDArray[np.bool_]:
+    """(N,) whether the next row is the next control period of the same episode."""
     follows = np.zeros(len(rows), dtype=np.bool_)
     head, tail = rows[:-1], rows[1:]
     elapsed_ns = tail["observation_stamp_ns"] - head["observation_stamp_ns"]

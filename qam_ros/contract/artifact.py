@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy artifacts: a directory or one zip file. Format: docs/formats/artifact.md.
+
+    manifest.yaml        what it is, and the sha256 of the rest
+    policy.onnx          (observation, noise, statistics, weights...) -> chunk
+    weights.safetensors  statistics and weights, inputs of that graph
+    golden.npz           64 probe observations and noises with the chunks they must give
+
+Reading checks sizes, names and hashes before anything is parsed. It does not run the graph: whether
+the chunks come out as they must is checked where the policy is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from qam_ros.contract.artifact_manifest import (
+    ARTIFACT_VERSION,
+    GOLDEN_PROBES,
+    MEMBERS,
+    ArtifactManifest,
+    GraphSignature,
+    TensorSpec,
+    check_graph,
+    read_manifest,
+    write_manifest,
+)
+from qam_ros.contract.errors import ArtifactError, check_keys, check_shape
+from qam_ros.contract.files import (
+    atomic_directory,
+    atomic_file,
+    read_bounded,
+    read_npz,
+    write_file,
+)
+from qam_ros.contract.reading import dump_yaml, parse_yaml
+from qam_ros.contract.robot_interface import RobotInterface
+from qam_ros.contract.weights import Weights, decode_weights, encode_weights
+
+__all__ = [
+    "ARTIFACT_VERSION",
+    "GOLDEN_PROBES",
+    "Artifact",
+    "ArtifactManifest",
+    "Golden",
+    "GraphSignature",
+    "TensorSpec",
+    "Weights",
+    "read_artifact",
+    "write_artifact",
+]
+
+MANIFEST: Final = "manifest.yaml"
+MAX_MEMBER_BYTES: Final = 64 * 1024 * 1024
+_FILES: Final = (MANIFEST, *MEMBERS)
+_ZIP_DATE: Final = (1980, 1, 1, 0, 0, 0)  # equal contents give equal files
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """Probes on which every backend must give the same chunks.
+
+    Args:
+        observations: (64, O) float32.
+        noise: (64, h*A) float32.
+        chunks: (64, h, A) float32, in [-1, 1].
+    """
+
+    observations: npt.NDArray[np.float32]
+    noise: npt.NDArray[np.float32]
+    chunks: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A policy artifact in memory.
+
+    Args:
+        manifest: what it says of itself.
+        onnx_bytes: policy.onnx.
+        weights: statistics and weights by name, in the order of the graph's inputs.
+        golden: probes and expected chunks.
+    """
+
+    manifest: ArtifactManifest
+    onnx_bytes: bytes
+    weights: Weights
+    golden: Golden
+
+    @property
+    def interface(self) -> RobotInterface:
+        """The robot interface the policy was trained for."""
+        return self.manifest.interface
+
+
+def write_artifact(
+    path: str | Path,
+    manifest: ArtifactManifest,
+    onnx_bytes: bytes,
+    weights: Mapping[str, npt.NDArray[Any]],
+    golden: Golden,
+    *,
+    replace_existing: bool = False,
+) -> ArtifactManifest:
+    """Write an artifact, whole or not at all.
+
+    Args:
+        path: a directory, or a file that ends in .zip.
+        manifest: what to say; its ``sha256`` is filled in here.
+        onnx_bytes: the policy graph.
+        weights: statistics and weights, exactly the graph's inputs after observation and noise.
+        golden: probes and the chunks that were computed for them.
+        replace_existing: take the place of what is at ``path``.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ArtifactError: the path exists, or a part contradicts the manifest.
+    """
+    target = Path(path)
+    check_graph(manifest, str(target))
+    shapes = manifest.graph.weight_shapes
+    check_keys(weights, tuple(shapes), (), f"{target}, weights", ArtifactError)
+    blob = encode_weights({name: weights[name] for name in shapes})
+    decode_weights(blob, shapes, f"{target}, weights")
+    _check_golden(golden, manifest, f"{target}, golden")
+    members = {
+        "policy.onnx": onnx_bytes,
+        "weights.safetensors": blob,
+        "golden.npz": _write_golden(golden),
+    }
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
+    complete = replace(manifest, sha256=hashes)
+    text = dump_yaml(write_manifest(complete), f"{target}, manifest", ArtifactError)
+    read_manifest(
+        parse_yaml(text, f"{target}, manifest", ArtifactError), f"{target}, manifest"
+    )
+    members = {MANIFEST: text.encode("utf-8"), **members}
+    for name, data in members.items():
+        _check_size(len(data), f"{target}, {name}")
+    if target.suffix == ".zip":
+        with atomic_file(target, ArtifactError, replace=replace_existing) as temporary:
+            write_file(temporary, _zip_bytes(members))
+    else:
+        with atomic_directory(
+            target, ArtifactError, replace=replace_existing
+        ) as temporary:
+            for name, data in members.items():
+                write_file(temporary / name, data)
+    return complete
+
+
+def read_artifact(path: str | Path) -> Artifact:
+    """Read an artifact after checking sizes, names and hashes.
+
+    Args:
+        path: its directory or zip file.
+
+    Raises:
+        ArtifactError: missing, oversize, damaged, newer than this program, with files or paths that
+            do not belong, or with parts that contradict the manifest.
+        InterfaceError: the interface inside is malformed.
+    """
+    source = Path(path)
+    if source.is_dir():
+        members = _read_directory(source)
+    elif source.is_file():
+        members = _read_zip(source)
+    else:
+        raise ArtifactError(
+            f"{source}: no such artifact; check the path", path=str(source)
+        )
+    try:
+        text = members[MANIFEST].decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise ArtifactError(
+            f"{source}, {MANIFEST}: not a text ({problem})"
+        ) from problem
+    where = f"{source}, {MANIFEST}"
+    manifest = read_manifest(parse_yaml(text, where, ArtifactError), where)
+    for name in MEMBERS:
+        found = hashlib.sha256(members[name]).hexdigest()
+        if found != manifest.sha256[name]:
+            raise ArtifactError(
+                f"{source}, {name}: sha256 is {found}, the manifest says {manifest.sha256[name]}; "
+                "the file is truncated or was changed, export or copy the artifact again",
+                file=name,
+                found=found,
+                expected=manifest.sha256[name],
+            )
+    weights = decode_weights(
+        members["weights.safetensors"],
+        manifest.graph.weight_shapes,
+        f"{source}, weights.safetensors",
+    )
+    golden = _read_golden(members["golden.npz"], f"{source}, golden.npz")
+    _check_golden(golden, manifest, f"{source}, golden.npz")
+    return Artifact(manifest, members["policy.onnx"], weights, golden)
+
+
+def _read_directory(directory: Path) -> dict[str, bytes]:
+    names = sorted(entry.name for entry in directory.iterdir())
+    check_keys(dict.fromkeys(names), _FILES, (), f"{directory}, files", ArtifactError)
+    return {
+        name: read_bounded(directory / name, MAX_MEMBER_BYTES, ArtifactError)
+        for name in _FILES
+    }
+
+
+def _read_zip(file: Path) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            for entry in entries:
+                _check_entry(entry, file)
+            names = [entry.filename for entry in entries]
+            if len(names) != len(set(names)):
+                raise ArtifactError(f"{file}: a member is there twice: {sorted(names)}")
+            check_keys(
+                dict.fromkeys(names), _FILES, (), f"{file}, files", ArtifactError
+            )
+            return {name: archive.read(name) for name in _FILES}
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as problem:
+        raise ArtifactError(
+            f"{file}: not a readable zip file ({problem}); it is truncated or damaged, "
+            "export or copy it again",
+            path=str(file),
+        ) from problem
+
+
+def _check_entry(entry: zipfile.ZipInfo, file: Path) -> None:
+    """Refuse members that lie about where they belong or how large they are."""
+    name = entry.filename
+    if (
+        "/" in name
+        or "\\" in name
+        or ".." in name
+        or stat.S_ISLNK(entry.external_attr >> 16)
+    ):
+        raise ArtifactError(
+            f"{file}: member '{name}' leads out of the artifact; an artifact holds only "
+            f"{', '.join(_FILES)}; do not use this file",
+            member=name,
+        )
+    _check_size(entry.file_size, f"{file}, {name}")
+
+
+def _check_size(size: int, where: str) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise ArtifactError(
+            f"{where}: {size} bytes, at most {MAX_MEMBER_BYTES} are allowed",
+            found=size,
+            limit=MAX_MEMBER_BYTES,
+        )
+
+
+def _zip_bytes(members: Mapping[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), data)
+    return stream.getvalue()
+
+
+def _write_golden(golden: Golden) -> bytes:
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        observations=golden.observations,
+        noise=golden.noise,
+        chunks=golden.chunks,
+    )
+    return stream.getvalue()
+
+
+def _read_golden(data: bytes, where: str) -> Golden:
+    arrays = read_npz(data, MAX_MEMBER_BYTES, where, ArtifactError)
+    check_keys(arrays, ("observations", "noise", "chunks"), (), where, ArtifactError)
+    return Golden(**arrays)
+
+
+def _check_golden(golden: Golden, manifest: ArtifactManifest, where: str) -> None:
+    action, chunk = manifest.interface.action_size, manifest.chunk_length
+    shapes = {
+        "observations": (GOLDEN_PROBES, manifest.interface.observation_size),
+        "noise": (GOLDEN_PROBES, chunk * action),
+        "chunks": (GOLDEN_PROBES, chunk, action),
+    }
+    for name, shape in shapes.items():
+        array = getattr(golden, name)
+        check_shape(name, array, shape, where, ArtifactError)
+        if array.dtype != np.float32:
+            raise ArtifactError(
+                f"{where}: '{name}' has type {array.dtype}, expected float32"
+            )
+        if not np.isfinite(array).all():
+            raise ArtifactError(
+                f"{where}: '{name}' holds NaN or infinity; export again"
+            )
+    if np.abs(golden.chunks).max() > 1.0:
+        raise ArtifactError(
+            f"{where}: 'chunks' leave [-1, 1]; the graph must clip its output"
+        )

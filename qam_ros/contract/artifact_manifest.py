@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifest of a policy artifact: what the policy is, what it was made for, how it must answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qam_ros.contract.errors import ArtifactError, check_keys
+from qam_ros.contract.interface_yaml import read_interface, write_interface
+from qam_ros.contract.reading import read_integer, read_names, read_positive, read_text
+from qam_ros.contract.robot_interface import RobotInterface
+
+ARTIFACT_VERSION: Final = 1
+GOLDEN_PROBES: Final = 64
+MEMBERS: Final = ("policy.onnx", "weights.safetensors", "golden.npz")
+FIXED_INPUTS: Final = ("observation", "noise", "observation_mean", "observation_std")
+
+_TEXTS: Final = ("algorithm", "head", "run_id", "commit", "dataset_hash")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name and static shape of a float32 tensor that goes into or comes out of the graph."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphSignature:
+    """Inputs and outputs of the policy graph, in order.
+
+    Args:
+        inputs: observation (1, O), noise (1, h*A), observation_mean (O,), observation_std (O,), then
+            the weights.
+        outputs: chunk (1, h, A).
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of everything in weights.safetensors: statistics and weights, in graph order."""
+        return {spec.name: spec.shape for spec in self.inputs[2:]}
+
+
+@dataclass(frozen=True)
+class ArtifactManifest:
+    """What an artifact's manifest says.
+
+    Args:
+        interface: the robot interface the policy was trained for.
+        algorithm: e.g. ``qam``.
+        head: how an action is made from the networks, e.g. ``flow``.
+        flow_steps: K, Euler steps of the sampler.
+        chunk_length: h, actions per chunk.
+        policy_version: version of these weights.
+        parent_version: version they were fine-tuned from; 0 for none.
+        run_id: training run.
+        commit: source revision that made it.
+        dataset_hash: sha256 of the offline dataset's rows.
+        graph: inputs and outputs of policy.onnx.
+        tolerance: largest difference accepted between a backend's chunks and the golden ones.
+        evaluation: figures by name, as measured.
+        sha256: of every other file by name (hex); filled in by ``write_artifact``.
+        format_version: version of the format.
+    """
+
+    interface: RobotInterface
+    algorithm: str
+    head: str
+    flow_steps: int
+    chunk_length: int
+    policy_version: int
+    parent_version: int
+    run_id: str
+    commit: str
+    dataset_hash: str
+    graph: GraphSignature
+    tolerance: float
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = ARTIFACT_VERSION
+
+    @property
+    def control_period_s(self) -> float:
+        """Time between two actions [s]."""
+        return self.interface.control_period_s
+
+
+def write_manifest(manifest: ArtifactManifest) -> dict[str, Any]:
+    """Mapping of a manifest; ``read_manifest`` reads it back."""
+    return {
+        "format_version": manifest.format_version,
+        **{name: getattr(manifest, name) for name in _TEXTS},
+        "policy_version": manifest.policy_version,
+        "parent_version": manifest.parent_version,
+        "flow_steps": manifest.flow_steps,
+        "chunk_length": manifest.chunk_length,
+        "control_period_s": manifest.control_period_s,
+        "tolerance": manifest.tolerance,
+        "evaluation": dict(manifest.evaluation),
+        "graph": {
+            "inputs": [_write_spec(spec) for spec in manifest.graph.inputs],
+            "outputs": [_write_spec(spec) for spec in manifest.graph.outputs],
+        },
+        "sha256": dict(manifest.sha256),
+        "semantic_hash": manifest.interface.semantic_hash,
+        "deployment_hash": manifest.interface.deployment_hash,
+        "interface": write_interface(manifest.interface),
+    }
+
+
+def read_manifest(mapping: Mapping[str, Any], where: str) -> ArtifactManifest:
+    """Manifest from its mapping.
+
+    Raises:
+        ArtifactError: newer version, unknown or missing key, wrong value, an interface that does not
+            match its hashes, or a graph that does not match the interface.
+        InterfaceError: the interface inside is malformed.
+    """
+    version = read_integer(
+        mapping.get("format_version"), f"{where}, format_version", 1, ArtifactError
+    )
+    if version > ARTIFACT_VERSION:
+        raise ArtifactError(
+            f"{where}: artifact format {version} is newer than this program, which reads up to "
+            f"{ARTIFACT_VERSION}; update qam_ros on this machine",
+            found=version,
+            expected=ARTIFACT_VERSION,
+        )
+    keys = ("format_version", *_TEXTS, "policy_version", "parent_version", "flow_steps")
+    keys += (
+        "chunk_length",
+        "control_period_s",
+        "tolerance",
+        "evaluation",
+        "graph",
+        "sha256",
+    )
+    keys += ("semantic_hash", "deployment_hash", "interface")
+    check_keys(mapping, keys, (), where, ArtifactError)
+    interface = read_interface(
+        _mapping(mapping["interface"], f"{where}, interface"), where
+    )
+    for name in ("semantic_hash", "deployment_hash", "control_period_s"):
+        if mapping[name] != getattr(interface, name):
+            raise ArtifactError(
+                f"{where}: {name} is {mapping[name]}, its interface has "
+                f"{getattr(interface, name)}; the manifest was changed by hand, export again",
+                found=mapping[name],
+                expected=getattr(interface, name),
+            )
+
+    def text(name: str) -> str:
+        return read_text(mapping[name], f"{where}, {name}", ArtifactError)
+
+    def integer(name: str, minimum: int) -> int:
+        return read_integer(mapping[name], f"{where}, {name}", minimum, ArtifactError)
+
+    manifest = ArtifactManifest(
+        format_version=version,
+        interface=interface,
+        algorithm=text("algorithm"),
+        head=text("head"),
+        flow_steps=integer("flow_steps", 1),
+        chunk_length=integer("chunk_length", 1),
+        policy_version=integer("policy_version", 0),
+        parent_version=integer("parent_version", 0),
+        run_id=text("run_id"),
+        commit=text("commit"),
+        dataset_hash=text("dataset_hash"),
+        graph=_read_graph(mapping["graph"], f"{where}, graph"),
+        tolerance=read_positive(
+            mapping["tolerance"], f"{where}, tolerance", ArtifactError
+        ),
+        evaluation=_mapping(mapping["evaluation"], f"{where}, evaluation"),
+        sha256=_read_hashes(mapping["sha256"], f"{where}, sha256"),
+    )
+    check_graph(manifest, where)
+    return manifest
+
+
+def check_graph(manifest: ArtifactManifest, where: str) -> None:
+    """Refuse a graph signature that does not fit the interface and the chunk length.
+
+    Raises:
+        ArtifactError: names the tensor, its shape and the expected one.
+    """
+    observation, action = (
+        manifest.interface.observation_size,
+        manifest.interface.action_size,
+    )
+    chunk = manifest.chunk_length
+    expected = {
+        "observation": (1, observation),
+        "noise": (1, chunk * action),
+        "observation_mean": (observation,),
+        "observation_std": (observation,),
+    }
+    names = [spec.name for spec in manifest.graph.inputs]
+    if tuple(names[: len(FIXED_INPUTS)]) != FIXED_INPUTS:
+        raise ArtifactError(
+            f"{where}: the graph's inputs start with {names[: len(FIXED_INPUTS)]}, expected "
+            f"{list(FIXED_INPUTS)}; export the policy again",
+            found=names,
+        )
+    fixed = {
+        spec.name: spec.shape for spec in manifest.graph.inputs[: len(FIXED_INPUTS)]
+    }
+    fixed |= {spec.name: spec.shape for spec in manifest.graph.outputs}
+    expected["chunk"] = (1, chunk, action)
+    if fixed != expected:
+        raise ArtifactError(
+            f"{where}: the graph has {fixed}, robot '{manifest.interface.robot}' with chunks of "
+            f"{chunk} needs {expected}; export the policy for this interface",
+            found=fixed,
+            expected=expected,
+        )
+
+
+def _write_spec(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape)}
+
+
+def _read_graph(value: Any, where: str) -> GraphSignature:
+    mapping = _mapping(value, where)
+    check_keys(mapping, ("inputs", "outputs"), (), where, ArtifactError)
+    inputs = _read_specs(mapping["inputs"], f"{where}.inputs")
+    return GraphSignature(inputs, _read_specs(mapping["outputs"], f"{where}.outputs"))
+
+
+def _read_specs(value: Any, where: str) -> tuple[TensorSpec, ...]:
+    if not isinstance(value, list):
+        raise ArtifactError(f"{where}: expected a list of tensors, found {value!r}")
+    specs = []
+    for index, item in enumerate(value):
+        label = f"{where}[{index}]"
+        mapping = _mapping(item, label)
+        check_keys(mapping, ("name", "shape"), (), label, ArtifactError)
+        shape = mapping["shape"]
+        if not isinstance(shape, list):
+            raise ArtifactError(f"{label}: expected a list of sizes, found {shape!r}")
+        sizes = tuple(
+            read_integer(size, f"{label}, shape", 1, ArtifactError) for size in shape
+        )
+        specs.append(
+            TensorSpec(read_text(mapping["name"], label, ArtifactError), sizes)
+        )
+    read_names([spec.name for spec in specs], where, ArtifactError)
+    return tuple(specs)
+
+
+def _read_hashes(value: Any, where: str) -> dict[str, str]:
+    mapping = _mapping(value, where)
+    check_keys(mapping, MEMBERS, (), where, ArtifactError)
+    return {name: read_text(mapping[name], where, ArtifactError) for name in MEMBERS}
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ArtifactError(f"{where}: expected a mapping, found {value!r}")
+    return value
