@@ -12,12 +12,13 @@ the chunks come out as they must is checked where the policy is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import stat
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,7 +111,7 @@ def write_artifact(
     weights: Mapping[str, npt.NDArray[Any]],
     golden: Golden,
     *,
-    replace_existing: bool = False,
+    replace: bool = False,
 ) -> ArtifactManifest:
     """Write an artifact, whole or not at all.
 
@@ -120,7 +121,7 @@ def write_artifact(
         onnx_bytes: the policy graph.
         weights: statistics and weights, exactly the graph's inputs after observation and noise.
         golden: probes and the chunks that were computed for them.
-        replace_existing: take the place of what is at ``path``.
+        replace: take the place of what is at ``path``.
 
     Returns:
         The manifest as written.
@@ -141,7 +142,7 @@ def write_artifact(
         "golden.npz": _write_golden(golden),
     }
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
-    complete = replace(manifest, sha256=hashes)
+    complete = dataclasses.replace(manifest, sha256=hashes)
     text = dump_yaml(write_manifest(complete), f"{target}, manifest", ArtifactError)
     read_manifest(
         parse_yaml(text, f"{target}, manifest", ArtifactError), f"{target}, manifest"
@@ -150,12 +151,10 @@ def write_artifact(
     for name, data in members.items():
         _check_size(len(data), f"{target}, {name}")
     if target.suffix == ".zip":
-        with atomic_file(target, ArtifactError, replace=replace_existing) as temporary:
+        with atomic_file(target, ArtifactError, replace=replace) as temporary:
             write_file(temporary, _zip_bytes(members))
     else:
-        with atomic_directory(
-            target, ArtifactError, replace=replace_existing
-        ) as temporary:
+        with atomic_directory(target, ArtifactError, replace=replace) as temporary:
             for name, data in members.items():
                 write_file(temporary / name, data)
     return complete

@@ -18,6 +18,11 @@ MEMBERS: Final = ("policy.onnx", "weights.safetensors", "golden.npz")
 FIXED_INPUTS: Final = ("observation", "noise", "observation_mean", "observation_std")
 
 _TEXTS: Final = ("algorithm", "head", "run_id", "commit", "dataset_hash")
+_KEYS: Final = (
+    *("format_version", *_TEXTS, "policy_version", "parent_version", "flow_steps"),
+    *("chunk_length", "control_period_s", "tolerance", "evaluation", "graph", "sha256"),
+    *("semantic_hash", "deployment_hash", "interface"),
+)
 
 
 @dataclass(frozen=True)
@@ -132,17 +137,7 @@ def read_manifest(mapping: Mapping[str, Any], where: str) -> ArtifactManifest:
             found=version,
             expected=ARTIFACT_VERSION,
         )
-    keys = ("format_version", *_TEXTS, "policy_version", "parent_version", "flow_steps")
-    keys += (
-        "chunk_length",
-        "control_period_s",
-        "tolerance",
-        "evaluation",
-        "graph",
-        "sha256",
-    )
-    keys += ("semantic_hash", "deployment_hash", "interface")
-    check_keys(mapping, keys, (), where, ArtifactError)
+    check_keys(mapping, _KEYS, (), where, ArtifactError)
     interface = read_interface(
         _mapping(mapping["interface"], f"{where}, interface"), where
     )

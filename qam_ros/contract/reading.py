@@ -23,14 +23,16 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="aliases are not allowed")
         return super().compose_node(parent, index)
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key '{key}' is given twice", problem_mark=node.start_mark
+                    problem=f"key '{key.value}' is given twice",
+                    problem_mark=key.start_mark,
                 )
+            seen.add(str(key.value))
         return node
 
 
