@@ -8,11 +8,20 @@ compared by identity, because arrays have no single truth value.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+
+
+class EpisodeKind(IntEnum):
+    """What an EpisodeEvent announces."""
+
+    START = 0
+    END = 1
+    ABORT = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +124,7 @@ class EpisodeEvent:
     Args:
         stamp_ns: START: first observation's time; END: final observation's time [ns].
         episode: episode id.
-        kind: transition.EpisodeKind.
+        kind: EpisodeKind.
         terminated: the task ended.
         truncated: the episode was cut.
         success: the task was solved.
