@@ -8,20 +8,28 @@ compared by identity, because arrays have no single truth value.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
+from qam_ros.contract.transition import EpisodeKind
+
+__all__ = [
+    "ActionProposal",
+    "EpisodeEvent",
+    "EpisodeKind",
+    "Floats",
+    "GuardReport",
+    "HumanAction",
+    "LearnerStatus",
+    "PolicyStatus",
+    "PolicyUpdate",
+    "StepReward",
+    "TransitionAck",
+    "TransitionBatch",
+]
+
 Floats = npt.NDArray[np.float32]
-
-
-class EpisodeKind(IntEnum):
-    """What an EpisodeEvent announces."""
-
-    START = 0
-    END = 1
-    ABORT = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)

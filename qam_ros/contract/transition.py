@@ -43,6 +43,14 @@ class GuardMode(IntEnum):
     DRY_RUN = 6
 
 
+class EpisodeKind(IntEnum):
+    """What an EpisodeEvent announces."""
+
+    START = 0
+    END = 1
+    ABORT = 2
+
+
 class LimitBit(IntFlag):
     """Why the guard changed or refused a proposal."""
 
