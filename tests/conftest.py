@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: one thread per library, and a reason for every test left out."""
+
+import importlib.util
+import os
+
+import pytest
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+
+def missing_for_ros() -> str:
+    """What tests marked `ros` lack on this machine; empty: nothing."""
+    lacking = [m for m in ("rclpy", "qam_msgs") if importlib.util.find_spec(m) is None]
+    if not lacking:
+        return ""
+    return (
+        f"needs {' and '.join(lacking)}: run make setup, or source ROS 2 and qam_msgs"
+    )
+
+
+def missing_for_gpu() -> str:
+    """What tests marked `gpu` lack on this machine; empty: nothing."""
+    if importlib.util.find_spec("torch") is None:
+        return "needs torch: run make setup"
+    import torch
+
+    return (
+        ""
+        if torch.cuda.is_available()
+        else "needs a CUDA device and a CUDA build of torch"
+    )
+
+
+def missing_for_trt() -> str:
+    """What tests marked `trt` lack on this machine; empty: nothing."""
+    if any(importlib.util.find_spec(m) for m in ("tensorrt", "tensorrt_rtx")):
+        return missing_for_gpu()
+    return "needs TensorRT: pip install 'qam_ros[tensorrt]'"
+
+
+NEEDS = {"ros": missing_for_ros, "gpu": missing_for_gpu, "trt": missing_for_trt}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason in the summary."""
+    marked = {mark: [i for i in items if i.get_closest_marker(mark)] for mark in NEEDS}
+    for mark, needing in marked.items():
+        reason = NEEDS[mark]() if needing else ""
+        for item in needing if reason else ():
+            item.add_marker(pytest.mark.skip(reason=reason))

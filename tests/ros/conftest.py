@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for tests over real ROS 2: a domain of one's own, processes that always end, a node.
+
+Everything in this folder is marked `ros`. Use `graph` for a node in this process and `spawn` for
+node processes; both live in the domain of `ros_domain`.
+"""
+
+import fcntl
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from qam_ros.contract.errors import ConfigError
+from qam_ros.contract.reading import dump_yaml
+from qam_ros.runtime.bringup import find_executable
+from qam_ros.runtime.child import Child
+
+DOMAINS = range(1, 102)  # above 101 the ports may meet the kernel's ephemeral ones
+LOCKS = Path(tempfile.gettempdir()) / "qam_ros_domains"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.ros)
+
+
+@pytest.fixture
+def ros_domain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[int]:
+    """A ROS domain that no other test on this machine uses, set in the environment.
+
+    The number comes from 1-101 under a file lock, which the kernel gives back if the test dies.
+    """
+    LOCKS.mkdir(exist_ok=True)
+    start = os.getpid() % len(DOMAINS)
+    for number in (*DOMAINS[start:], *DOMAINS[:start]):
+        lock = (LOCKS / str(number)).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        with lock:
+            monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
+            monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+            monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "ros_log"))
+            yield number
+        return
+    pytest.fail(
+        "every ROS domain from 1 to 101 is taken: are old test processes running?"
+    )
+
+
+class NodeProcess(Child):
+    """A node process under test; `kill` (SIGKILL) and `log` come from Child."""
+
+    def text(self) -> str:
+        """All of its output so far."""
+        return self.log.read_text(errors="replace")
+
+    def stop(
+        self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 5.0
+    ) -> int:
+        """Ask it to end and return its exit code; fails the test when it does not end."""
+        self.ask_to_stop(number)
+        code = self.wait(timeout_s)
+        if code is None:
+            self.kill()
+            pytest.fail(
+                f"no end {timeout_s} s after {number.name}; output:\n{self.text()}"
+            )
+        return code
+
+
+Spawn = Callable[..., NodeProcess]
+
+
+@pytest.fixture
+def spawn(ros_domain: int, tmp_path: Path) -> Iterator[Spawn]:
+    """Function that starts a node process in the test's domain; all are killed at the end.
+
+    Its arguments: `executable` (a console script, or an absolute path), `parameters` (ROS
+    parameters), `name` of the log file, `namespace`. It returns a NodeProcess.
+    """
+    running: list[NodeProcess] = []
+
+    def start(
+        executable: str,
+        parameters: dict[str, object] | None = None,
+        *,
+        name: str = "",
+        namespace: str = "",
+    ) -> NodeProcess:
+        name = name or f"{Path(executable).name}_{len(running)}"
+        file = tmp_path / f"{name}.yaml"
+        content = {"/**": {"ros__parameters": parameters or {}}}
+        file.write_text(dump_yaml(content, str(file), ConfigError))
+        command = [
+            find_executable(executable),
+            "--ros-args",
+            "--params-file",
+            str(file),
+        ]
+        if namespace:
+            command += ["-r", f"__ns:=/{namespace}"]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        running.append(NodeProcess(command, tmp_path / f"{name}.log", environment))
+        return running[-1]
+
+    yield start
+    for process in reversed(running):
+        process.kill()
+
+
+class Graph:
+    """A node in this process with the few things tests do to a graph.
+
+    Args:
+        node: its node.
+        executor: the executor that spins it, in the test's own thread.
+    """
+
+    def __init__(self, node, executor) -> None:
+        self.node = node
+        self.executor = executor
+
+    def wait(self, condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
+        """Spin until the condition holds; returns whether it did within the time."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            self.executor.spin_once(timeout_sec=0.02)
+        return True
+
+    def spin(self, duration_s: float) -> None:
+        """Spin for a while."""
+        self.wait(lambda: False, duration_s)
+
+    def collect(self, message_type, topic: str, qos=10) -> list:
+        """List that fills with the messages of a topic."""
+        received: list = []
+        self.node.create_subscription(message_type, topic, received.append, qos)
+        return received
+
+    def publisher(self, message_type, topic: str, qos=10, *, peers: int = 0):
+        """Publisher, matched with a number of subscriptions before it is returned."""
+        publisher = self.node.create_publisher(message_type, topic, qos)
+        matched = self.wait(lambda: publisher.get_subscription_count() >= peers)
+        assert matched, f"no {peers} subscriptions on {topic}"
+        return publisher
+
+    def call(self, service_type, name: str, request=None, timeout_s: float = 10.0):
+        """Response of a service."""
+        client = self.node.create_client(service_type, name)
+        assert self.wait(client.service_is_ready, timeout_s), f"no service {name}"
+        future = client.call_async(request or service_type.Request())
+        assert self.wait(future.done, timeout_s), f"no answer from {name}"
+        return future.result()
+
+
+@pytest.fixture
+def graph(ros_domain: int) -> Iterator[Graph]:
+    """A node named `test_node` in the test's domain, on a SingleThreadedExecutor."""
+    rclpy = pytest.importorskip("rclpy")
+    from rclpy.executors import SingleThreadedExecutor
+
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    node = rclpy.create_node("test_node", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    yield Graph(node, executor)
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown(context=context)
