@@ -235,7 +235,7 @@ class Supervisor:
 
 
 def command(argv: Sequence[str]) -> int:
-    """Start the processes of a bringup and keep them running: `qam up policy artifact:=...`.
+    """Start the processes of a bringup and keep them running.
 
     Args:
         argv: name of a bringup (or a path to one) and `argument:=value` pairs.
