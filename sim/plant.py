@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qam_ros.contract.messages import EpisodeEvent, EpisodeKind, StepReward
+from qam_ros.contract.messages import EpisodeEvent, StepReward
+from qam_ros.contract.transition import EpisodeKind
 from sim.seeding import SeedStream, episode_seed
 from sim.worlds import Commands, Sensors, World
 
