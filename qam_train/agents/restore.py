@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agents from checkpoints: the metadata says which class, sizes and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qam_ros.contract.errors import nearest
+from qam_train.agents.flow_bc import FlowBCAgent
+from qam_train.agents.qam import QAMAgent
+from qam_train.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from qam_train.config import AgentConfig, from_mapping, to_mapping
+from qam_train.networks import Params
+
+Agent = QAMAgent | FlowBCAgent
+AGENTS: dict[str, type[QAMAgent] | type[FlowBCAgent]] = {
+    kind.algorithm: kind for kind in (QAMAgent, FlowBCAgent)
+}
+PREFIX = "agent/"
+
+
+def agent_tensors(agent: Agent) -> Params:
+    """Tensors of an agent as they stand in a checkpoint."""
+    return {PREFIX + name: value for name, value in agent.state_dict().items()}
+
+
+def agent_metadata(agent: Agent) -> dict[str, Any]:
+    """Metadata that rebuilds an agent without any other file."""
+    return {
+        "algorithm": agent.algorithm,
+        "agent": to_mapping(agent.config),
+        "observation_size": agent.normaliser.size,
+        "action_size": agent.chunk_width // agent.config.chunk,
+    }
+
+
+def restore_agent(checkpoint: Path | Checkpoint) -> Agent:
+    """Rebuild an agent with everything it continues from.
+
+    Args:
+        checkpoint: a file, or what read_checkpoint returned.
+
+    Raises:
+        CheckpointError: as read_checkpoint, or an algorithm that is not known here.
+        ConfigError: the settings or tensors do not fit.
+    """
+    held = read_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    metadata: Mapping[str, Any] = held.metadata
+    name = metadata.get("algorithm", "")
+    if name not in AGENTS:
+        raise CheckpointError(
+            f"checkpoint: algorithm '{name}' is not known; {nearest(name, AGENTS)}"
+        )
+    config = from_mapping(AgentConfig, metadata["agent"], "checkpoint")
+    agent = AGENTS[name].init(
+        config, metadata["observation_size"], metadata["action_size"], torch.Generator()
+    )
+    agent.load_state_dict(
+        {
+            name.removeprefix(PREFIX): value
+            for name, value in held.tensors.items()
+            if name.startswith(PREFIX)
+        }
+    )
+    return agent

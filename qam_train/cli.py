@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command lines of the trainer: 'qam train' and 'qam parity'."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
+from qam_ros.contract.errors import ConfigError
+from qam_train.config import OfflineConfig, load_config
+from qam_train.data.dataset import FlatDataset
+from qam_train.loops.offline import train_offline
+from qam_train.parity import PRECISIONS, Comparison, UnsupportedRecordingError, compare
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train offline: behaviour cloning, then adjoint matching."""
+
+    dataset: tyro.conf.Positional[Path]
+    """Dataset directory."""
+    run_dir: Path
+    """Directory of the run; created."""
+    config: Path | None = None
+    """YAML settings; without it the published sizes. With --resume: the run's own config.yaml."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Override of one setting, dotted.key=value; may be repeated."""
+    resume: bool = False
+    """Continue from the newest checkpoint."""
+    quiet: bool = False
+    """No progress display."""
+
+
+@dataclass(frozen=True)
+class ParityArguments:
+    """Compare the methods with recordings of the official implementation."""
+
+    directory: tyro.conf.Positional[Path]
+    """Directory of npz recordings."""
+    precision: Literal["both", "float64", "float32"] = "both"
+    """Precision of the methods here; the reference is always float64."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run 'qam train'; returns the exit code."""
+    arguments = tyro.cli(TrainArguments, prog="qam train", args=list(argv))
+    path = arguments.config
+    saved = arguments.run_dir / "config.yaml"
+    if path is None and arguments.resume and saved.is_file():
+        path = saved
+    config = load_config(OfflineConfig, path, arguments.set)
+    manifest = read_dataset_manifest(arguments.dataset)
+    dataset = FlatDataset.from_contract(read_dataset(arguments.dataset))
+    train_offline(
+        config,
+        dataset,
+        arguments.run_dir,
+        resume=arguments.resume,
+        progress=not arguments.quiet,
+        provenance={
+            "dataset_hash": manifest.sha256,
+            "semantic_hash": manifest.interface.semantic_hash,
+        },
+    )
+    return 0
+
+
+def parity(argv: Sequence[str]) -> int:
+    """Run 'qam parity'; returns 1 beyond tolerance or where nothing could be compared."""
+    arguments = tyro.cli(ParityArguments, prog="qam parity", args=list(argv))
+    paths = sorted(arguments.directory.glob("*.npz"))
+    if not paths:
+        raise ConfigError(f"{arguments.directory}: expected npz recordings, found none")
+    precisions = (
+        list(PRECISIONS) if arguments.precision == "both" else [arguments.precision]
+    )
+    rows: list[Comparison] = []
+    left_out: dict[str, str] = {}
+    for path in paths:
+        try:
+            reports = [compare(path, precision) for precision in precisions]
+        except UnsupportedRecordingError as error:
+            left_out[path.name] = str(error)
+            continue
+        rows += [row for report in reports for row in report.comparisons]
+        left_out.update(
+            {f"{path.name}: {item}": "not compared" for item in reports[0].left_out}
+        )
+    if arguments.json:
+        found = [{**dataclasses.asdict(row), "passed": row.passed} for row in rows]
+        print(json.dumps({"comparisons": found, "not_compared": left_out}, indent=2))
+    else:
+        _print_table(rows, left_out)
+    return 0 if rows and all(row.passed for row in rows) else 1
+
+
+def _print_table(rows: Sequence[Comparison], left_out: dict[str, str]) -> None:
+    table = Table("method", "precision", "quantity", "largest error", "allowed", "")
+    for row in _worst(rows):
+        verdict = "ok" if row.passed else "[red]BEYOND[/red]"
+        table.add_row(
+            row.method,
+            row.precision,
+            row.quantity,
+            f"{row.error:.1e}",
+            f"{row.tolerance:.1e}",
+            verdict,
+        )
+    console = Console()
+    console.print(table)
+    failed = sum(not row.passed for row in rows)
+    methods = len({row.method for row in rows})
+    console.print(
+        f"{methods} recordings compared, {len(rows) - failed} quantities within tolerance, {failed} beyond"
+    )
+    for name, reason in left_out.items():
+        console.print(f"not compared: {name} ({reason})", markup=False)
+
+
+def _worst(rows: Sequence[Comparison]) -> list[Comparison]:
+    """One row for each method, precision and kind of quantity: the one with the largest error."""
+    worst: dict[tuple[str, str, str], Comparison] = {}
+    for row in rows:
+        kind = row.quantity.split(":")[0]
+        key = (row.method, row.precision, kind)
+        if key not in worst or not row.error <= worst[key].error:
+            worst[key] = dataclasses.replace(row, quantity=kind)
+    return list(worst.values())

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare methods with recorded inputs and outputs of the official implementation.
+
+Parameters, batches and every random draw come from the file; the reference is always its float64
+recording, whatever precision the method here computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qam_train.parity.qam import compare_qam, supported
+from qam_train.parity.recording import (
+    PRECISIONS,
+    Comparison,
+    Recording,
+    UnsupportedRecordingError,
+)
+from qam_train.parity.sampler import compare_sampler
+
+__all__ = ["PRECISIONS", "Comparison", "Report", "UnsupportedRecordingError", "compare"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of one recording.
+
+    Args:
+        comparisons: quantities compared.
+        left_out: recorded quantities that no method here stands for.
+    """
+
+    comparisons: Sequence[Comparison]
+    left_out: Sequence[str]
+
+
+def compare(path: Path, precision: str) -> Report:
+    """Compare one recording with the method here that stands for it.
+
+    Args:
+        path: npz file.
+        precision: 'float64' or 'float32', in which the method here computes.
+
+    Raises:
+        UnsupportedRecordingError: no method here stands for it; the message says why.
+    """
+    recording = Recording(path, precision)
+    if "data/observations" in recording and "h1/start" in recording:
+        left_out = [
+            "rql/*: RQL's own sampler",
+            "replay/size, replay/pointer: a ring buffer of fixed size",
+        ]
+        return Report(list(compare_sampler(recording)), left_out)
+    reason = supported(recording)
+    if reason is not None:
+        raise UnsupportedRecordingError(f"{path.name}: {reason}")
+    left_out = (
+        ["act/n4: best of 4 candidates"] if "act/n4/f64/actions" in recording else []
+    )
+    return Report(list(compare_qam(recording)), left_out)

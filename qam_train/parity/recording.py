@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings of the official implementation: reading them, and what a comparison is.
+
+The format is described in tests/parity/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qam_ros.contract.errors import ConfigError
+from qam_train.networks import Params
+
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+KINDS = {
+    "Dense/kernel": "weight",
+    "Dense/bias": "bias",
+    "LayerNorm/scale": "norm_scale",
+    "LayerNorm/bias": "norm_shift",
+}
+# Largest errors a correct port shows, from float64 and float32 ports of every recording.
+TOLERANCES = {
+    "loss": {"float64": 1e-10, "float32": 1e-5},
+    "info": {"float64": 1e-10, "float32": 1e-5},
+    "intermediates": {"float64": 1e-10, "float32": 1e-4},
+    "gradients": {"float64": 1e-10, "float32": 1e-5},
+    "untouched": {"float64": 0.0, "float32": 0.0},
+    "parameters, 99 %": {"float64": 1e-10, "float32": 1e-6},
+    "parameters, all": {
+        "float64": 1e-10,
+        "float32": 6e-4,
+    },  # 2 lr: Adam's first step is lr sign(g)
+    "actions": {"float64": 1e-10, "float32": 1e-4},
+    "rewards": {"float64": 1e-6, "float32": 1e-6},  # recorded after rounding to float32
+    "other fields": {"float64": 0.0, "float32": 0.0},
+}
+
+
+class UnsupportedRecordingError(ConfigError):
+    """No method here stands for the recording."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of one recording: its largest error and what is allowed."""
+
+    method: str
+    precision: str
+    quantity: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is finite and within tolerance."""
+        return self.error <= self.tolerance
+
+
+class Recording:
+    """One npz file; arrays are handed out as tensors of one precision."""
+
+    def __init__(self, path: Path, precision: str) -> None:
+        """Open a file.
+
+        Raises:
+            UnsupportedRecordingError: not an npz of the documented format.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                self._arrays: Mapping[str, npt.NDArray[Any]] = {
+                    k: archive[k] for k in archive.files
+                }
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UnsupportedRecordingError(
+                f"{path.name}: not readable as npz: {error}"
+            ) from error
+        if "meta" not in self._arrays:
+            raise UnsupportedRecordingError(
+                f"{path.name}: no 'meta' entry, not a recording"
+            )
+        self.precision = precision
+        self.method = path.stem
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def settings(self) -> dict[str, Any]:
+        """The official configuration, empty where the file has none."""
+        return dict(json.loads(str(self._arrays["config"]))) if "config" in self else {}
+
+    def meta(self) -> dict[str, Any]:
+        """The description of the file."""
+        return dict(json.loads(str(self._arrays["meta"])))
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """One array as stored."""
+        return self._arrays[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """One array in the precision of the comparison."""
+        return torch.from_numpy(self._arrays[name]).to(PRECISIONS[self.precision])
+
+    def scalars(self, prefix: str) -> dict[str, float]:
+        """All 0-d arrays below a prefix."""
+        return {
+            k.removeprefix(prefix): float(v)
+            for k, v in self._arrays.items()
+            if k.startswith(prefix)
+        }
+
+    def parameters(
+        self, prefix: str, nets: Mapping[str, str], *, exact: bool = False
+    ) -> Params:
+        """All tensors of some nets below a prefix, under our names.
+
+        Args:
+            prefix: 'params0' or such.
+            nets: our name of each net to the official one.
+            exact: hand them out in float64 whatever the precision of the comparison.
+        """
+        dtype = torch.float64 if exact else PRECISIONS[self.precision]
+        found: Params = {}
+        for ours, theirs in nets.items():
+            for name in self._arrays:
+                if name.startswith(f"{prefix}/{theirs}/"):
+                    module, kind = name.split("/")[-2:]
+                    module, layer = module.split("_")
+                    found[f"{ours}/{layer}/{KINDS[f'{module}/{kind}']}"] = (
+                        torch.from_numpy(self._arrays[name]).to(dtype)
+                    )
+        return found
+
+    def row(self, quantity: str, error: float) -> Comparison:
+        """Result of one quantity."""
+        tolerance = TOLERANCES[quantity.split(":")[0]][self.precision]
+        return Comparison(self.method, self.precision, quantity, error, tolerance)
+
+
+def absolute(value: Tensor, reference: npt.NDArray[Any]) -> float:
+    """Largest absolute difference; infinite where the shapes differ."""
+    found = value.detach().double().numpy()
+    if found.shape != reference.shape:
+        return float("inf")
+    return float(np.abs(found - reference.astype(np.float64)).max(initial=0.0))
+
+
+def scaled(value: Tensor, reference: npt.NDArray[Any]) -> float:
+    """Largest absolute difference over the largest reference entry."""
+    return absolute(value, reference) / float(np.abs(reference).max())
+
+
+def relative(value: float, reference: float) -> float:
+    """Relative error of a number; below 0.1 it counts absolutely, ten times."""
+    return abs(value - reference) / max(abs(reference), 0.1)
+
+
+def largest(errors: Iterable[float]) -> float:
+    """Largest error, NaN if one is; 0 where there is none."""
+    return float(np.max(list(errors), initial=0.0))

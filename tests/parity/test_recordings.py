@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our methods against recordings of the official implementation, and that slips would show."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qam_train import cli, networks
+from qam_train.agents import qam
+from qam_train.parity import UnsupportedRecordingError, compare
+from qam_train.parity.recording import largest
+
+HERE = Path(__file__).parent
+RECORDINGS = ["qam", "qam_nochunk", "sample_sequence"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_method_agrees_with_its_recording(name, precision):
+    report = compare(HERE / f"{name}.npz", precision)
+    beyond = [row for row in report.comparisons if not row.passed]
+    assert not beyond
+    assert len(report.comparisons) == (8 if name == "sample_sequence" else 17)
+
+
+def _beyond(name="qam"):
+    return {
+        row.quantity.split(":")[0]
+        for row in compare(HERE / f"{name}.npz", "float64").comparisons
+        if not row.passed
+    }
+
+
+def test_wrong_layer_norm_epsilon_is_seen(monkeypatch):
+    monkeypatch.setattr(networks, "LAYER_NORM_EPSILON", 1e-5)
+    assert {"loss", "gradients", "intermediates"} <= _beyond()
+
+
+def test_target_average_after_the_step_is_seen(monkeypatch):
+    step = qam.JointAdam.step
+
+    def late(self, gradients, learning_rate):
+        metrics = step(self, gradients, learning_rate)
+        for name, value in late.agent.targets.items():
+            online = late.agent.trained[name.removeprefix("target_")].detach()
+            value.lerp_(online, late.agent.config.ema)
+        return metrics
+
+    def remember(self, *arguments):
+        late.agent = self
+        return loss(self, *arguments)
+
+    loss = qam.QAMAgent.loss
+    monkeypatch.setattr(qam.QAMAgent, "loss", remember)
+    monkeypatch.setattr(qam, "lagged_average", lambda *_: None)
+    monkeypatch.setattr(qam.JointAdam, "step", late)
+    assert "parameters, all" in _beyond()
+
+
+def test_missing_gradient_clip_is_seen(monkeypatch):
+    monkeypatch.setattr(
+        "qam_train.optimizer.clip_jointly", lambda gradients, _: gradients[0].norm()
+    )
+    assert _beyond() == {
+        "loss",
+        "info",
+        "parameters, all",
+        "parameters, 99 %",
+        "intermediates",
+        "gradients",
+        "actions",
+    }
+
+
+def test_a_not_a_number_error_is_beyond_tolerance():
+    assert np.isnan(largest([0.0, float("nan"), 1.0]))
+
+
+def test_other_method_is_named_as_not_implemented(tmp_path):
+    path = tmp_path / "fql.npz"
+    np.savez(path, meta=np.array("{}"), config=np.array('{"agent_name": "fql"}'))
+    with pytest.raises(UnsupportedRecordingError, match="'fql' is not implemented"):
+        compare(path, "float64")
+
+
+def test_switch_of_another_algorithm_is_named(tmp_path):
+    with np.load(HERE / "qam.npz") as archive:
+        arrays = dict(archive)
+    arrays["config"] = np.array(
+        str(arrays["config"]).replace('"residual": false', '"residual": true')
+    )
+    path = tmp_path / "qam_residual.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(
+        UnsupportedRecordingError, match="residual = True is not implemented"
+    ):
+        compare(path, "float64")
+
+
+def test_broken_file_is_not_a_recording(tmp_path):
+    path = tmp_path / "torn.npz"
+    path.write_bytes((HERE / "qam.npz").read_bytes()[:1000])
+    with pytest.raises(UnsupportedRecordingError, match="not readable as npz"):
+        compare(path, "float64")
+
+
+def test_command_prints_each_method_and_what_it_left_out(capsys):
+    assert cli.parity([str(HERE), "--precision", "float64"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in RECORDINGS)
+    assert "not compared: qam.npz: act/n4" in printed
+
+
+def test_command_fails_beyond_tolerance(monkeypatch, capsys):
+    monkeypatch.setattr(networks, "LAYER_NORM_EPSILON", 1e-5)
+    assert cli.parity([str(HERE), "--precision", "float64"]) == 1
+    assert "BEYOND" in capsys.readouterr().out
