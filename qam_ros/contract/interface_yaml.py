@@ -15,7 +15,7 @@ from qam_ros.contract.blocks_yaml import (
     write_action,
     write_observation,
 )
-from qam_ros.contract.errors import InterfaceError, check_keys
+from qam_ros.contract.errors import InterfaceError, check_keys, nearest
 from qam_ros.contract.fields import NEVER_EXPIRING
 from qam_ros.contract.reading import (
     read_choice,
@@ -118,11 +118,17 @@ def check_interface(interface: RobotInterface, where: str) -> None:
     ):
         names = [block.name for block in blocks]
         read_names(names, f"{where}, {kind} blocks")
+    observed = {block.source.topic for block in interface.observation}
     written: set[tuple[str, str, int]] = set()
     for block in interface.action:
         label = f"{where}, action block '{block.name}'"
-        if block.measured is not None:
-            interface.max_age_s(block.measured.topic)
+        if block.measured is not None and block.measured.topic not in observed:
+            raise InterfaceError(
+                f"{label}: no observation block reads its measured topic "
+                f"'{block.measured.topic}', so nobody would know its age; "
+                f"{nearest(block.measured.topic, observed)}",
+                topic=block.measured.topic,
+            )
         for index in block.target_indices:
             place = (*block.target.key, index)
             if place in written:

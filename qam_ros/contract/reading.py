@@ -20,7 +20,10 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed")
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not allowed", problem_mark=mark
+            )
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
@@ -63,7 +66,7 @@ def parse_yaml(text: str, where: str, error: type[QamError]) -> dict[str, Any]:
         value = loader.get_single_data()
     except yaml.YAMLError as problem:
         raise error(
-            f"{where}: not valid YAML: {problem}; the file may be truncated"
+            f"{where}: not valid YAML: {_describe(problem)}; the file may be truncated"
         ) from problem
     finally:
         loader.dispose()
@@ -72,6 +75,15 @@ def parse_yaml(text: str, where: str, error: type[QamError]) -> dict[str, Any]:
             f"{where}: expected a mapping of names, found {type(value).__name__}"
         )
     return value
+
+
+def _describe(problem: yaml.YAMLError) -> str:
+    """One line: place and problem."""
+    if not isinstance(problem, yaml.MarkedYAMLError):
+        return str(problem)
+    mark = problem.problem_mark
+    place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    return f"{place}{problem.problem}"
 
 
 def load_yaml(path: Path, error: type[QamError]) -> dict[str, Any]:
