@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow sampler on ONNX Runtime: observation and noise in, an action chunk out.
+
+Weights are inputs of the graph, bound once to one flat float32 buffer: changing them is a copy into
+that buffer, a tenth of a millisecond, while a new session would cost tens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from qam_ros.contract.artifact import Artifact
+from qam_ros.contract.errors import ArtifactError
+from qam_ros.runtime.onnx_check import check_onnx
+
+Float32Array = npt.NDArray[np.float32]
+
+ALIGNMENT: Final = 16
+"""Each tensor starts at a multiple of so many floats: one cache line."""
+
+
+class Sampler(Protocol):
+    """Anything that makes chunks with exchangeable weights."""
+
+    def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
+        """Chunk (h, A) for an observation (O,) and noise (h*A,)."""
+
+    def load(self, flat: Float32Array) -> None:
+        """Take other weights, packed by the artifact's ``WeightLayout``."""
+
+
+class WeightLayout:
+    """Where each weight tensor lies in one flat float32 buffer.
+
+    Args:
+        shapes: name -> shape, in the order of the graph's inputs.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = dict(shapes)
+        self._starts: dict[str, int] = {}
+        end = 0
+        for name, shape in self.shapes.items():
+            self._starts[name] = end
+            end += -(-int(np.prod(shape)) // ALIGNMENT) * ALIGNMENT
+        self.size = end
+
+    def views(self, flat: Float32Array) -> dict[str, Float32Array]:
+        """Tensors by name, as views into the buffer (size,)."""
+        return {
+            name: flat[start : start + int(np.prod(self.shapes[name]))].reshape(
+                self.shapes[name]
+            )
+            for name, start in self._starts.items()
+        }
+
+    def pack(self, weights: Mapping[str, Float32Array]) -> Float32Array:
+        """One flat buffer (size,) with a copy of all tensors."""
+        flat = np.zeros(self.size, dtype=np.float32)
+        for name, view in self.views(flat).items():
+            view[...] = weights[name]
+        return flat
+
+
+class OnnxSampler:
+    """Runs an artifact's graph on the CPU; every buffer is bound once.
+
+    Args:
+        artifact: the policy.
+        threads: threads inside an operator; one is best for small networks on a busy robot.
+
+    Raises:
+        ArtifactError: the graph breaks the format, or ONNX Runtime refuses it.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int = 1) -> None:
+        manifest = artifact.manifest
+        check_onnx(artifact.onnx_bytes, manifest.graph)
+        self.layout = WeightLayout(manifest.graph.weight_shapes)
+        self._session = _session(artifact.onnx_bytes, threads)
+        self._flat = _aligned(self.layout.size)
+        size = manifest.chunk_length * manifest.interface.action_size
+        self._observation = np.zeros(
+            (1, manifest.interface.observation_size), np.float32
+        )
+        self._noise = np.zeros((1, size), np.float32)
+        self._chunk = np.zeros(
+            (1, manifest.chunk_length, manifest.interface.action_size), np.float32
+        )
+        self._binding = self._session.io_binding()
+        arrays = {"observation": self._observation, "noise": self._noise}
+        for name, array in (arrays | self.layout.views(self._flat)).items():
+            self._binding.bind_input(
+                name, "cpu", 0, np.float32, array.shape, array.ctypes.data
+            )
+        self._binding.bind_output(
+            "chunk", "cpu", 0, np.float32, self._chunk.shape, self._chunk.ctypes.data
+        )
+        self.set_weights(artifact.weights)
+
+    def set_weights(self, weights: Mapping[str, Float32Array]) -> None:
+        """Copy tensors by name into the buffer; all of them must be given."""
+        for name, view in self.layout.views(self._flat).items():
+            view[...] = weights[name]
+
+    def load(self, flat: Float32Array) -> None:
+        """Copy a flat buffer that ``layout.pack`` made, (layout.size,)."""
+        self._flat[:] = flat
+
+    def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
+        """Integrate the flow from noise to an action chunk.
+
+        Args:
+            observation: (O,), as the robot interface scales it.
+            noise: (h*A,), standard normal.
+
+        Returns:
+            (h, A) in [-1, 1], a new array.
+        """
+        self._observation[0] = observation
+        self._noise[0] = noise
+        self._session.run_with_iobinding(self._binding)
+        chunk: Float32Array = self._chunk[0].copy()
+        return chunk  # (h, A)
+
+    def sample_all(
+        self, observations: Float32Array, noise: Float32Array
+    ) -> Float32Array:
+        """Chunks (n, h, A) for observations (n, O) and noise (n, h*A), one by one."""
+        return np.stack(
+            [self.sample(s, z) for s, z in zip(observations, noise, strict=True)]
+        )
+
+
+def verify(sampler: OnnxSampler, artifact: Artifact) -> float:
+    """Run the golden probes with the artifact's own weights, which also warms the session up.
+
+    Returns:
+        Largest absolute difference to the expected chunks.
+
+    Raises:
+        ArtifactError: it exceeds the artifact's tolerance.
+    """
+    golden = artifact.golden
+    chunks = sampler.sample_all(golden.observations, golden.noise)
+    error = float(np.abs(chunks - golden.chunks).max())
+    tolerance = artifact.manifest.tolerance
+    if not error <= tolerance:
+        raise ArtifactError(
+            f"policy.onnx: the golden chunks come out {error:.2e} off on ONNX Runtime "
+            f"{onnxruntime.__version__}, at most {tolerance:.2e} are allowed; export the policy "
+            "again, or install the version it was exported with",
+            found=error,
+            expected=tolerance,
+        )
+    return error
+
+
+def _aligned(size: int) -> Float32Array:
+    """Zeros (size,) whose memory starts at a cache line."""
+    buffer = np.zeros(size + ALIGNMENT, dtype=np.float32)
+    start = -(buffer.ctypes.data // 4) % ALIGNMENT
+    return buffer[start : start + size]
+
+
+def _session(data: bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # A spinning thread would eat the core that the guard needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as problem:
+        raise ArtifactError(
+            f"policy.onnx: ONNX Runtime refuses the graph: {problem}"
+        ) from problem
