@@ -24,6 +24,7 @@ from torch import Tensor
 from qam_ros.contract.errors import QamError
 
 CHECKPOINT_VERSION = 1
+HEADER = "qam_checkpoint"
 _NAME = re.compile(r"checkpoint-(\d{9})\.safetensors")
 
 
@@ -58,9 +59,9 @@ def write_checkpoint(
     text = json.dumps(
         {"format_version": CHECKPOINT_VERSION, **metadata}, sort_keys=True
     )
-    data = safetensors.torch.save(
-        plain, {"metadata": text, "sha256": _digest(text, plain)}
-    )
+    # one header entry: safetensors writes several in no fixed order
+    header = json.dumps({"metadata": text, "sha256": _digest(text, plain)})
+    data = safetensors.torch.save(plain, {HEADER: header})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
@@ -79,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            entry = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -89,10 +90,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: expected a complete safetensors file: {error}; use an earlier checkpoint"
         ) from error
-    if "metadata" not in header or "sha256" not in header:
+    if entry is None:
         raise CheckpointError(
-            f"{path}: a safetensors file, but no checkpoint (no metadata in its header)"
+            f"{path}: a safetensors file, but no checkpoint (no '{HEADER}' in its header)"
         )
+    header = json.loads(entry)
     if _digest(header["metadata"], tensors) != header["sha256"]:
         raise CheckpointError(
             f"{path}: contents do not match their SHA-256; use an earlier checkpoint"

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 GENERATOR = "generator/loop"
 # Settings a resumed run may change: they touch neither the numbers nor the order of draws.
-FREE_ON_RESUME = {"log_every", "checkpoint_every", "keep_checkpoints", "threads"}
+FREE_ON_RESUME = {"log_every", "checkpoint_every", "keep_checkpoints"}
 
 
 class NonFiniteError(QamError):
