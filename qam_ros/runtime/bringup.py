@@ -110,7 +110,7 @@ def bringup_folder() -> Path:
 def find_executable(name: str) -> str:
     """Absolute path of a console script.
 
-    Looked for beside this Python, in lib/qam_ros of a colcon installation, then on the path.
+    Looked for in lib/qam_ros of a colcon installation, beside this Python, then on the path.
 
     Raises:
         ConfigError: it is nowhere.
@@ -119,7 +119,7 @@ def find_executable(name: str) -> str:
     installed = [
         parent / "lib" / "qam_ros" for parent in Path(__file__).resolve().parents
     ]
-    for folder in (beside, *installed):
+    for folder in (*installed, beside):
         if (folder / name).is_file():
             return str(folder / name)
     found = shutil.which(name)
