@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy updates as they travel: parts of one safetensors blob, its hash and its signature."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Final
+
+from qam_ros.contract.errors import ArtifactError
+from qam_ros.contract.messages import PolicyUpdate
+from qam_ros.contract.weights import MAX_WEIGHT_BYTES
+
+GOLDEN_NAME: Final = "golden/chunks"
+"""Tensor of an update beside the weights: the chunks (64, h, A) they give on the artifact's probes."""
+MAX_PARTS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """A whole update, not yet verified."""
+
+    header: PolicyUpdate
+    data: bytes
+
+
+class DamagedError(ArtifactError):
+    """The update did not arrive as it was sent, so sending it again may help."""
+
+
+class PartCollector:
+    """Puts the parts of one update after the other together; parts may repeat and come in any order."""
+
+    def __init__(self) -> None:
+        self._header: PolicyUpdate | None = None
+        self._parts: dict[int, bytes] = {}
+
+    def add(self, part: PolicyUpdate) -> tuple[Offer | None, str]:
+        """Take in a part.
+
+        Returns:
+            The update once it is whole; and why the part was refused, empty if it was not.
+        """
+        if not (0 <= part.part < part.parts <= MAX_PARTS):
+            return (
+                None,
+                f"part {part.part} of {part.parts}; at most {MAX_PARTS} are allowed",
+            )
+        if (
+            not 0 < part.total_size <= MAX_WEIGHT_BYTES
+            or len(part.data) > part.total_size
+        ):
+            return (
+                None,
+                f"size {part.total_size} bytes; at most {MAX_WEIGHT_BYTES} are allowed",
+            )
+        if self._header is None or _identity(part) != _identity(self._header):
+            self._header, self._parts = part, {}
+        self._parts[part.part] = part.data
+        if len(self._parts) < part.parts:
+            return None, ""
+        data = b"".join(self._parts[index] for index in range(part.parts))
+        self._header, self._parts = None, {}
+        return Offer(part, data), ""
+
+
+def _identity(part: PolicyUpdate) -> tuple[object, ...]:
+    return (
+        part.run_id,
+        part.version,
+        part.parent_version,
+        part.parts,
+        part.total_size,
+        part.sha256,
+    )
+
+
+def sign(data: bytes, key: bytes | None) -> tuple[bytes, bytes]:
+    """Sha256 and HMAC-SHA256 of an update's blob; the HMAC is zeros without a key."""
+    digest = hashlib.sha256(data).digest()
+    return digest, bytes(32) if key is None else hmac.digest(key, data, "sha256")
+
+
+def split_update(
+    data: bytes,
+    *,
+    run_id: str,
+    version: int,
+    parent_version: int,
+    key: bytes | None = None,
+    part_bytes: int = 256 * 1024,
+) -> list[PolicyUpdate]:
+    """Parts of an update, ready to publish.
+
+    Args:
+        data: safetensors blob of the weights and the tensor ``GOLDEN_NAME``.
+        run_id: training run.
+        version: version of the weights.
+        parent_version: version that runs where it is offered.
+        key: shared key, or None.
+        part_bytes: size of a part; DDS sends large messages badly.
+    """
+    digest, signature = sign(data, key)
+    chunks = [
+        data[start : start + part_bytes] for start in range(0, len(data), part_bytes)
+    ]
+    return [
+        PolicyUpdate(
+            run_id=run_id,
+            version=version,
+            parent_version=parent_version,
+            part=index,
+            parts=len(chunks),
+            total_size=len(data),
+            sha256=digest,
+            hmac=signature,
+            data=chunk,
+        )
+        for index, chunk in enumerate(chunks)
+    ]
