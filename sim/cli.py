@@ -5,24 +5,38 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from qam_ros.contract.conversion import from_transitions
+from qam_ros.contract.dataset import (
+    DatasetManifest,
+    read_dataset,
+    read_dataset_manifest,
+    write_dataset,
+)
 from qam_ros.contract.errors import ConfigError
+from qam_ros.contract.interface import load_interface
+from qam_ros.runtime.recording import import_bag, recover
 from sim.generate import Generation, Target, generate
+from sim.import_npz import export_npz, import_npz
+from sim.inspect import describe, plot_coverage, summarise
 from sim.recipes import make_recipe
 
-Output = Annotated[Path, tyro.conf.Positional]
+Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
@@ -43,10 +57,10 @@ class Generate:
         json: print the result as JSON.
     """
 
-    output: Output
+    output: Annotated[Path, Positional]
     recipe: str = "task"
     world: str = "cube-single"
-    task: int = 1
+    task: int | None = None
     rows: int = 30_000
     episodes: int = 0
     seed: int = 0
@@ -76,12 +90,136 @@ class Generate:
         return 0
 
 
-def data(argv: list[str]) -> int:
-    """Entry point of `qam data`; returns the exit code."""
+@dataclass(frozen=True)
+class Import:
+    """Turn a recorded bag, or npz files of OGBench, into a training dataset.
+
+    Attributes:
+        sources: one bag (a folder with .mcap files); or .npz files and folders of them.
+        output: folder to write (default: the first source's name + .dataset, beside it).
+        world: (npz) world of the files (default: read from the first file's name).
+        task: (npz) 1..5: rewards are those of this task.
+        sparse: (npz) -1 for every unfinished state, in place of minus the unmet sub-goals.
+        robot: name or file of the robot interface; needed for a bag.
+    """
+
+    sources: Annotated[list[Path], Positional]
+    output: Path | None = None
+    world: str | None = None
+    task: int = 1
+    sparse: bool = False
+    robot: str | None = None
+
+    def run(self) -> int:
+        """Import and say what was written."""
+        if not self.sources:
+            raise ConfigError("name a bag, or .npz files or folders, to import")
+        output = self.output or _beside(self.sources[0], ".dataset")
+        if any(self.sources[0].glob("*.mcap")):
+            manifest = self._import_bag(output)
+        else:
+            manifest = import_npz(
+                self.sources,
+                output,
+                world=self.world,
+                task=self.task,
+                robot=self.robot,
+                sparse=self.sparse,
+            )
+        print(f"{output}: {manifest.rows} rows in {manifest.segments} segments")
+        return 0
+
+    def _import_bag(self, output: Path) -> DatasetManifest:
+        if len(self.sources) != 1:
+            raise ConfigError(f"import one bag at a time, found {len(self.sources)}")
+        if self.robot is None:
+            raise ConfigError("a bag needs --robot, the interface it was recorded with")
+        interface = load_interface(self.robot)
+        dataset = from_transitions(import_bag(self.sources[0], interface), interface)
+        meta = {"bag": self.sources[0].name}
+        return write_dataset(output, dataset, interface, meta)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a dataset as one npz file in OGBench's layout (without rewards and masks).
+
+    Attributes:
+        dataset: folder of the dataset.
+        output: file to write (default: the dataset's name + .npz, beside it).
+    """
+
+    dataset: Annotated[Path, Positional]
+    output: Path | None = None
+
+    def run(self) -> int:
+        """Export and say what was written."""
+        output = self.output or _beside(self.dataset, ".npz")
+        export_npz(read_dataset(self.dataset), output)
+        print(output)
+        return 0
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show counts, returns, action histograms and a plot of where the robot has been.
+
+    Attributes:
+        dataset: folder of the dataset.
+        plot: PNG file to write (default: the dataset's name + .coverage.png, beside it).
+        json: print the figures as JSON.
+    """
+
+    dataset: Annotated[Path, Positional]
+    plot: Path | None = None
+    json: bool = False
+
+    def run(self) -> int:
+        """Print the figures and draw the plot."""
+        manifest = read_dataset_manifest(self.dataset)
+        dataset = read_dataset(self.dataset)
+        summary = summarise(dataset, manifest.interface)
+        plot = self.plot or _beside(self.dataset, ".coverage.png")
+        plot_coverage(dataset, manifest.interface, plot)
+        if self.json:
+            print(json.dumps(asdict(summary) | {"plot": str(plot)}))
+        else:
+            print(describe(summary, manifest))
+            print(f"coverage: {plot}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Recover:
+    """Make a bag readable whose recorder was killed.
+
+    Attributes:
+        bag: folder of the bag.
+    """
+
+    bag: Annotated[Path, Positional]
+
+    def run(self) -> int:
+        """Recover and say what was repaired."""
+        result = recover(self.bag)
+        repaired = ", ".join(path.name for path in result.repaired) or "none"
+        print(f"{result.bag}: {result.messages} messages; files repaired: {repaired}")
+        return 0
+
+
+def data(argv: Sequence[str]) -> int:
+    """Training data: generate, import, export, inspect, recover."""
+    commands: dict[str, Callable[..., Any]] = {
+        "generate": Generate,
+        "import": Import,
+        "export": Export,
+        "inspect": Inspect,
+        "recover": Recover,
+    }
     command = tyro.extras.subcommand_cli_from_dict(
-        {"generate": Generate}, args=argv, prog="qam data", description=__doc__
+        commands, args=list(argv), prog="qam data", description=__doc__
     )
-    return command.run()
+    return int(command.run())
 
 
 def _split(setting: str) -> tuple[str, str]:
@@ -91,13 +229,21 @@ def _split(setting: str) -> tuple[str, str]:
     return key, value
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    path = path.resolve()
+    stem = path.stem if path.suffix == ".npz" else path.name
+    return path.with_name(stem + suffix)
+
+
 def _progress(unit: str) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,18 @@ def label(
                 f"cannot label data of world {world!r}: array {key!r} is missing; "
                 f"record it with the data (found {', '.join(sorted(states)) or 'none'})"
             )
-    environment = make_world(world, task).environment
+    environment = _environment(world, task)
     rows: dict[str, Any] = dict(states)
     with quiet_simulators(), global_numpy_seed(0):
         relabel_dataset(world, environment, rows)
     rewards = sparse_reward(rows["rewards"]) if sparse else rows["rewards"]
     return rewards.astype(np.float32), rows["masks"].astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _environment(world: str, task: int) -> Any:
+    """The task's environment, which knows the goal; building one takes seconds."""
+    return make_world(world, task).environment
 
 
 def sparse_reward(rewards: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

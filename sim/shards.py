@@ -102,7 +102,7 @@ def read_shard(path: Path) -> Shard:
         DatasetError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         return Shard(
             first=int(arrays["first"]),
@@ -124,7 +124,7 @@ def read_shard(path: Path) -> Shard:
 def read_lengths(path: Path) -> list[int]:
     """Rows of each episode of a shard, without reading the rest."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return [int(length) for length in file["lengths"]]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DatasetError(

@@ -201,7 +201,8 @@ def test_seeds_of_data_plant_and_evaluation_differ():
 
 
 def test_global_seeding_leaves_the_generator_as_it_was():
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     with global_numpy_seed(3):
-        np.random.uniform()
-    np.testing.assert_array_equal(before, np.random.get_state()[1])
+        np.random.uniform()  # noqa: NPY002
+    after = np.random.get_state()[1]  # noqa: NPY002
+    np.testing.assert_array_equal(before, after)
