@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from mcap.exceptions import McapError
 from mcap.stream_reader import StreamReader
 
 RECORD_LIMIT: Final = 1 << 28
-TORN: Final = (McapError, ValueError, EOFError, OSError, ArithmeticError)
+TORN: Final = (McapError, struct.error, ValueError, EOFError, OSError, ArithmeticError)
 """What reading a file that ends in the middle of a record raises."""
 
 

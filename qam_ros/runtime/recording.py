@@ -159,6 +159,8 @@ def import_bag(bag: str | Path, interface: RobotInterface | None = None) -> Rows
     parts = []
     for path in mcap_files(bag):
         about, messages = _read_transitions(path)
+        if not about and not messages:
+            continue  # killed before the first flush
         recorded = _check_about(path, about, interface)
         codec = TransitionCodec(recorded, about["robot"])
         rows = np.zeros(len(messages), codec.dtype)
@@ -168,7 +170,8 @@ def import_bag(bag: str | Path, interface: RobotInterface | None = None) -> Rows
         parts.append(rows)
     if not parts:
         raise DatasetError(
-            f"{bag}: no .mcap file in this folder; name the folder of a bag"
+            f"{bag}: no transitions in this folder; name the folder of a bag that was recorded "
+            "by `qam up record`"
         )
     return _sorted_once(np.concatenate(parts))
 

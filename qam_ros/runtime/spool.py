@@ -107,8 +107,7 @@ class SpoolWriter:
         self._problems: dict[str, str] = {}
         self._acked = self._kept_acked = self.store.meta("acked")
         self._last = self.store.last_position
-        # A recording that is asked for the first time begins with the next row.
-        self._recorded = self.store.meta("recorded", self._last)
+        self._recorded = self._begin_recording()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     def start(self) -> None:
@@ -149,6 +148,15 @@ class SpoolWriter:
             dropped=self._dropped,
             problem="; ".join(self._problems.values()),
         )
+
+    def _begin_recording(self) -> int:
+        """Position behind which to record: where the last life stopped, if it recorded too."""
+        recorded = self.store.meta("recorded", -1)
+        wanted = self._open_recorder is not None
+        if wanted != (recorded >= 0):
+            recorded = self._last if wanted else -1
+            self.store.set_meta("recorded", recorded)
+        return max(recorded, 0)
 
     # On the thread.
 

@@ -187,6 +187,8 @@ class TransitionStore:
                 f"{self.path}: rows of {rows.dtype.itemsize} bytes, shape {rows.shape}, expected "
                 f"(N,) rows of {self.dtype.itemsize} bytes ({self.interface.robot})"
             )
+        if not rows.size and committed is None:
+            return rows
         with self._named(), self._transaction():
             fresh = self._without_known(rows)
             if fresh.size:
