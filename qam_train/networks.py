@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qam_train.gelu import gelu, gelu_slope
+
 Params = dict[str, Tensor]
 Field = Callable[[Tensor, Tensor | float], Tensor]
 Pullback = Callable[[int, Tensor], Tensor]
@@ -86,7 +88,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _activate(params: Params, name: str, z: Tensor) -> Tensor:
     """Apply GELU (tanh form), then LayerNorm where the layer has one (official order)."""
-    x = functional.gelu(z, approximate="tanh")
+    x = gelu(z)
     scale = params.get(f"{name}/norm_scale")
     if scale is None:
         return x
@@ -199,11 +201,11 @@ def _activation_pullback(
     params: Params, name: str, z: Tensor, weight: Tensor
 ) -> Pullback:
     """Reverse of z -> norm(gelu(z)) W for stored pre-activations z (K, B, width)."""
-    slope = torch.ops.aten.gelu_backward(torch.ones_like(z), z, approximate="tanh")
+    slope = gelu_slope(z)
     scale = params.get(f"{name}/norm_scale")
     if scale is None:
         return lambda k, g: (g @ weight.mT) * slope[k]
-    x = functional.gelu(z, approximate="tanh")
+    x = gelu(z)
     inverse_std = torch.rsqrt(
         x.var(-1, correction=0, keepdim=True) + LAYER_NORM_EPSILON
     )
