@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two episodes become one labelled film that decodes to what went in."""
+
+import imageio.v3 as imageio
+import numpy as np
+
+from qam_train.report.film import contact_sheet, encode_mp4, label, side_by_side
+
+
+def frames(count: int, value: int) -> list[np.ndarray]:
+    return [np.full((64, 96, 3), value, dtype=np.uint8) for _ in range(count)]
+
+
+def test_shorter_episode_stands_still_at_its_end() -> None:
+    together = side_by_side(frames(2, 10), frames(5, 200))
+    assert len(together) == 5
+    assert together[4][0, 0, 0] == 10
+    assert together[4][0, -1, 0] == 200
+
+
+def test_film_keeps_length_speed_and_brightness(tmp_path) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(
+        encode_mp4(side_by_side(frames(12, 20), frames(12, 220)), frames_per_s=10)
+    )
+    read = imageio.imread(path, plugin="FFMPEG")
+    assert len(read) == 12
+    assert imageio.immeta(path, plugin="FFMPEG")["fps"] == 10
+    assert abs(int(read[5, 32, 20, 0]) - 20) < 12
+    assert abs(int(read[5, 32, -40, 0]) - 220) < 12
+
+
+def test_label_leaves_the_picture_below_its_band_untouched() -> None:
+    (frame,) = frames(1, 77)
+    labelled = label(frame, "before", "#767676")
+    np.testing.assert_array_equal(labelled[-64:], frame)
+    assert (labelled[:-64] == 255).any()  # the text
+
+
+def test_contact_sheet_shows_first_and_last_frame() -> None:
+    film = [np.full((8, 8, 3), value, dtype=np.uint8) for value in range(50)]
+    sheet = contact_sheet(film, 5)
+    assert sheet.shape == (40, 8, 3)
+    assert sheet[0, 0, 0] == 0
+    assert sheet[-1, 0, 0] == 49
