@@ -17,6 +17,7 @@ import hashlib
 import io
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def write_artifact(
     target = Path(path)
     check_graph(manifest, str(target))
     shapes = manifest.graph.weight_shapes
-    check_keys(weights, tuple(shapes), (), f"{target}, weights", ArtifactError)
+    check_keys(weights, tuple(shapes), (), str(target), ArtifactError, "weight")
     blob = encode_weights({name: weights[name] for name in shapes})
     decode_weights(blob, shapes, f"{target}, weights")
     _check_golden(golden, manifest, f"{target}, golden")
@@ -210,7 +211,7 @@ def read_artifact(path: str | Path) -> Artifact:
 
 def _read_directory(directory: Path) -> dict[str, bytes]:
     names = sorted(entry.name for entry in directory.iterdir())
-    check_keys(dict.fromkeys(names), _FILES, (), f"{directory}, files", ArtifactError)
+    check_keys(dict.fromkeys(names), _FILES, (), str(directory), ArtifactError, "file")
     return {
         name: read_bounded(directory / name, MAX_MEMBER_BYTES, ArtifactError)
         for name in _FILES
@@ -227,10 +228,13 @@ def _read_zip(file: Path) -> dict[str, bytes]:
             if len(names) != len(set(names)):
                 raise ArtifactError(f"{file}: a member is there twice: {sorted(names)}")
             check_keys(
-                dict.fromkeys(names), _FILES, (), f"{file}, files", ArtifactError
+                dict.fromkeys(names), _FILES, (), str(file), ArtifactError, "file"
             )
             return {name: archive.read(name) for name in _FILES}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as problem:
+    except (
+        *(OSError, EOFError, NotImplementedError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as problem:
         raise ArtifactError(
             f"{file}: not a readable zip file ({problem}); it is truncated or damaged, "
             "export or copy it again",

@@ -74,6 +74,7 @@ def check_keys(
     optional: Collection[str],
     where: str,
     error: type[QamError] = ConfigError,
+    noun: str = "key",
 ) -> None:
     """Refuse unknown and missing keys of a mapping read from a file.
 
@@ -83,6 +84,7 @@ def check_keys(
         optional: keys that may be there.
         where: file and section, for the message.
         error: class to raise.
+        noun: what the keys are, for the message.
 
     Raises:
         QamError: (of class ``error``) naming the key, the nearest valid key and ``where``.
@@ -91,12 +93,13 @@ def check_keys(
     for key in mapping:
         if key not in valid:
             raise error(
-                f"{where}: unknown key '{key}'; {nearest(str(key), valid)}", key=key
+                f"{where}: unknown {noun} '{key}'; {nearest(str(key), valid)}", key=key
             )
     for key in required:
         if key not in mapping:
             raise error(
-                f"{where}: key '{key}' is missing; it has {', '.join(map(str, mapping)) or 'none'}",
+                f"{where}: {noun} '{key}' is missing; "
+                f"it has {', '.join(map(str, mapping)) or 'none'}",
                 key=key,
             )
 
@@ -125,11 +128,8 @@ def check_shape(
         want is None or want == have for want, have in zip(shape, found, strict=True)
     )
     if not fits:
-        expected = (
-            "("
-            + ", ".join("any" if size is None else str(size) for size in shape)
-            + ")"
-        )
+        sizes = ["any" if size is None else str(size) for size in shape]
+        expected = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
         raise error(
             f"{where}: '{name}' has shape {found}, expected {expected}",
             name=name,

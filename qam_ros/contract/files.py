@@ -9,17 +9,22 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from qam_ros.contract.errors import QamError
 
-_BLOCK_BYTES = 1024 * 1024
+_BLOCK_BYTES: Final = 1024 * 1024
+_UNREADABLE: Final = (
+    *(OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError),
+    *(MemoryError, zipfile.BadZipFile, zlib.error),  # MemoryError: a header that lies
+)
 
 
 def sha256_file(path: Path) -> str:
@@ -159,7 +164,7 @@ def read_npz(
             )
         with np.load(stream, allow_pickle=False) as arrays:
             return {name: np.asarray(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as problem:
+    except _UNREADABLE as problem:
         raise error(
             f"{where}: not a readable npz file ({problem}); it is truncated or damaged, "
             "make or copy it again"

@@ -20,9 +20,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError(
-                problem="aliases are not allowed", problem_mark=mark
+                problem="aliases are not allowed", problem_mark=self.get_mark()
             )
         return super().compose_node(parent, index)
 

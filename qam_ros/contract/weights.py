@@ -64,7 +64,7 @@ def decode_weights(
         raise ArtifactError(
             f"{where}: not a readable safetensors blob ({problem}); it is truncated or damaged"
         ) from problem
-    check_keys(tensors, tuple(shapes), (), where, ArtifactError)
+    check_keys(tensors, tuple(shapes), (), where, ArtifactError, "tensor")
     for name, shape in shapes.items():
         tensor = tensors[name]
         check_shape(name, tensor, shape, where, ArtifactError)

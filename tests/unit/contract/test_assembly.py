@@ -106,6 +106,42 @@ def test_arm_command_equals_the_environments_own_target(
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("extreme", [False, True])
+def test_limits_of_the_simulated_arm_do_not_bind_for_actions_inside_the_box(
+    arm: RobotInterface, cube_environment: Any, extreme: bool
+) -> None:
+    env = cube_environment
+    env.reset(seed=5)
+    actions = np.random.default_rng(5).uniform(-1, 1, size=(4 * STEPS, 5))
+    if extreme:
+        actions = np.sign(actions)
+        actions[:STEPS, 2] = -1  # down onto the table
+    commands: dict[str, list[np.ndarray]] = {block.name: [] for block in arm.action}
+    for action in actions:
+        raw = raw_of_cube_environment(env)
+        for block in arm.action:
+            command = measured_value(block, raw[block.measured.key]) + physical_action(
+                block, action[arm.action_slices[block.name]]
+            )
+            commands[block.name].append(_wrapped(command) if block.wrap else command)
+        env.step(action)
+    period = arm.control_period_s
+    for block in arm.action:
+        command = np.array(commands[block.name])
+        change = np.diff(command, axis=0)
+        rate = (_wrapped(change) if block.wrap else change) / period
+        acceleration = np.diff(rate, axis=0) / period
+        assert (command >= block.low).all()
+        assert (command <= block.high).all()
+        assert (np.abs(rate) <= block.max_rate).all()
+        assert (np.abs(acceleration) <= block.max_acceleration).all()
+
+
+def _wrapped(angle: np.ndarray) -> np.ndarray:
+    return (angle + np.pi) % (2 * np.pi) - np.pi
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_base_observation_and_velocity_are_those_of_the_point_world(
     base: RobotInterface,
 ) -> None:
