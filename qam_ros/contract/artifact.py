@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 
 from qam_ros.contract.artifact_manifest import (
@@ -37,14 +36,14 @@ from qam_ros.contract.artifact_manifest import (
     read_manifest,
     write_manifest,
 )
-from qam_ros.contract.errors import ArtifactError, check_keys, check_shape
+from qam_ros.contract.errors import ArtifactError, check_keys
 from qam_ros.contract.files import (
     atomic_directory,
     atomic_file,
     read_bounded,
-    read_npz,
     write_file,
 )
+from qam_ros.contract.golden import Golden, check_golden, read_golden, write_golden
 from qam_ros.contract.reading import dump_yaml, parse_yaml
 from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.contract.weights import Weights, decode_weights, encode_weights
@@ -66,21 +65,6 @@ MANIFEST: Final = "manifest.yaml"
 MAX_MEMBER_BYTES: Final = 64 * 1024 * 1024
 _FILES: Final = (MANIFEST, *MEMBERS)
 _ZIP_DATE: Final = (1980, 1, 1, 0, 0, 0)  # equal contents give equal files
-
-
-@dataclass(frozen=True, eq=False)
-class Golden:
-    """Probes on which every backend must give the same chunks.
-
-    Args:
-        observations: (64, O) float32.
-        noise: (64, h*A) float32.
-        chunks: (64, h, A) float32, in [-1, 1].
-    """
-
-    observations: npt.NDArray[np.float32]
-    noise: npt.NDArray[np.float32]
-    chunks: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,11 +120,11 @@ def write_artifact(
     check_keys(weights, tuple(shapes), (), str(target), ArtifactError, "weight")
     blob = encode_weights({name: weights[name] for name in shapes})
     decode_weights(blob, shapes, f"{target}, weights")
-    _check_golden(golden, manifest, f"{target}, golden")
+    check_golden(golden, manifest, f"{target}, golden")
     members = {
         "policy.onnx": onnx_bytes,
         "weights.safetensors": blob,
-        "golden.npz": _write_golden(golden),
+        "golden.npz": write_golden(golden),
     }
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     complete = dataclasses.replace(manifest, sha256=hashes)
@@ -204,8 +188,10 @@ def read_artifact(path: str | Path) -> Artifact:
         manifest.graph.weight_shapes,
         f"{source}, weights.safetensors",
     )
-    golden = _read_golden(members["golden.npz"], f"{source}, golden.npz")
-    _check_golden(golden, manifest, f"{source}, golden.npz")
+    golden = read_golden(
+        members["golden.npz"], MAX_MEMBER_BYTES, f"{source}, golden.npz"
+    )
+    check_golden(golden, manifest, f"{source}, golden.npz")
     return Artifact(manifest, members["policy.onnx"], weights, golden)
 
 
@@ -274,44 +260,3 @@ def _zip_bytes(members: Mapping[str, bytes]) -> bytes:
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), data)
     return stream.getvalue()
-
-
-def _write_golden(golden: Golden) -> bytes:
-    stream = io.BytesIO()
-    np.savez(
-        stream,
-        observations=golden.observations,
-        noise=golden.noise,
-        chunks=golden.chunks,
-    )
-    return stream.getvalue()
-
-
-def _read_golden(data: bytes, where: str) -> Golden:
-    arrays = read_npz(data, MAX_MEMBER_BYTES, where, ArtifactError)
-    check_keys(arrays, ("observations", "noise", "chunks"), (), where, ArtifactError)
-    return Golden(**arrays)
-
-
-def _check_golden(golden: Golden, manifest: ArtifactManifest, where: str) -> None:
-    action, chunk = manifest.interface.action_size, manifest.chunk_length
-    shapes = {
-        "observations": (GOLDEN_PROBES, manifest.interface.observation_size),
-        "noise": (GOLDEN_PROBES, chunk * action),
-        "chunks": (GOLDEN_PROBES, chunk, action),
-    }
-    for name, shape in shapes.items():
-        array = getattr(golden, name)
-        check_shape(name, array, shape, where, ArtifactError)
-        if array.dtype != np.float32:
-            raise ArtifactError(
-                f"{where}: '{name}' has type {array.dtype}, expected float32"
-            )
-        if not np.isfinite(array).all():
-            raise ArtifactError(
-                f"{where}: '{name}' holds NaN or infinity; export again"
-            )
-    if np.abs(golden.chunks).max() > 1.0:
-        raise ArtifactError(
-            f"{where}: 'chunks' leave [-1, 1]; the graph must clip its output"
-        )

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, cast, get_args
 
-from qam_ros.contract.blocks import ActionBlock, ActionMode, ObservationBlock, Source
+from qam_ros.contract.blocks import ActionBlock, ActionMode, ObservationBlock
 from qam_ros.contract.errors import InterfaceError, check_keys
-from qam_ros.contract.fields import BY_JOINT, UNSTAMPED, field_components
+from qam_ros.contract.fields import UNSTAMPED
 from qam_ros.contract.reading import (
     read_choice,
     read_flag,
@@ -18,6 +18,7 @@ from qam_ros.contract.reading import (
     read_positive,
     read_text,
 )
+from qam_ros.contract.source_yaml import read_source, write_source
 from qam_ros.contract.transforms import find_transform
 
 UNITS: Final = ("1", "m", "rad", "m/s", "rad/s", "m/s^2", "rad/s^2", "N", "Nm", "s")
@@ -42,49 +43,6 @@ _ACTION_OPTIONS: Final = (
     "measured_transform",
     "wrap",
 )
-
-
-def write_source(source: Source) -> dict[str, Any]:
-    """Mapping of a source; ``read_source`` reads it back."""
-    mapping: dict[str, Any] = {
-        "topic": source.topic,
-        "type": source.type,
-        "field": source.field,
-    }
-    return {**mapping, "joints": list(source.joints)} if source.joints else mapping
-
-
-def read_source(value: Any, where: str) -> Source:
-    """Source from a mapping {topic, type, field, joints}.
-
-    Raises:
-        InterfaceError: unknown key, type or field, absolute topic, joints missing or superfluous.
-    """
-    if not isinstance(value, Mapping):
-        raise InterfaceError(f"{where}: expected a mapping, found {value!r}")
-    check_keys(value, ("topic", "type", "field"), ("joints",), where, InterfaceError)
-    topic = read_text(value["topic"], f"{where}, topic")
-    if topic.startswith(("/", "~")) or any(letter.isspace() for letter in topic):
-        raise InterfaceError(
-            f"{where}: topic '{topic}' must be relative (no '/', '~' in front, no blanks): "
-            "the robot's namespace comes before it",
-            topic=topic,
-        )
-    source = Source(
-        topic=topic,
-        type=read_text(value["type"], f"{where}, type"),
-        field=read_text(value["field"], f"{where}, field"),
-        joints=read_names(value.get("joints", []), f"{where}, joints"),
-    )
-    by_joint = field_components(source.type, source.field, where) == BY_JOINT
-    if by_joint != bool(source.joints):
-        wanted = (
-            "needs its 'joints' by name"
-            if by_joint
-            else "has no joints; remove 'joints'"
-        )
-        raise InterfaceError(f"{where}: {source.type} {source.field} {wanted}")
-    return source
 
 
 def write_observation(block: ObservationBlock) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from qam_ros.contract.blocks import ActionBlock, ObservationBlock, Source
-from qam_ros.contract.blocks_yaml import check_action, read_bounds, read_source
+from qam_ros.contract.blocks_yaml import check_action, read_bounds
 from qam_ros.contract.errors import InterfaceError, check_keys, nearest
 from qam_ros.contract.fields import quantity
 from qam_ros.contract.interface_yaml import check_interface, check_version
 from qam_ros.contract.reading import read_numbers, read_positive, read_text
 from qam_ros.contract.robot_interface import RobotInterface
+from qam_ros.contract.source_yaml import read_source
 
 _SOURCE_KEYS: Final = ("topic", "type", "field")
 
