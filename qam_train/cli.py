@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def parity(argv: Sequence[str]) -> int:
             continue
         rows += [row for report in reports for row in report.comparisons]
         left_out.update(
-            {f"{path.name}: {item}": "not compared" for item in reports[0].left_out}
+            {f"{path.name}, {name}": why for name, why in reports[0].left_out.items()}
         )
     if arguments.json:
         found = [{**dataclasses.asdict(row), "passed": row.passed} for row in rows]
@@ -125,7 +126,7 @@ def _print_table(rows: Sequence[Comparison], left_out: dict[str, str]) -> None:
         f"{methods} recordings compared, {len(rows) - failed} quantities within tolerance, {failed} beyond"
     )
     for name, reason in left_out.items():
-        console.print(f"not compared: {name} ({reason})", markup=False)
+        console.print(f"not compared: {name}: {reason}", markup=False)
 
 
 def _worst(rows: Sequence[Comparison]) -> list[Comparison]:
@@ -134,6 +135,10 @@ def _worst(rows: Sequence[Comparison]) -> list[Comparison]:
     for row in rows:
         kind = row.quantity.split(":")[0]
         key = (row.method, row.precision, kind)
-        if key not in worst or not row.error <= worst[key].error:
+        if key not in worst or _rank(row) > _rank(worst[key]):
             worst[key] = dataclasses.replace(row, quantity=kind)
     return list(worst.values())
+
+
+def _rank(row: Comparison) -> float:
+    return math.inf if math.isnan(row.error) else row.error

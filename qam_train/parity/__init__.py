@@ -7,7 +7,7 @@ recording, whatever precision the method here computes in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +29,11 @@ class Report:
 
     Args:
         comparisons: quantities compared.
-        left_out: recorded quantities that no method here stands for.
+        left_out: recorded quantities that no method here stands for, and what they are.
     """
 
     comparisons: Sequence[Comparison]
-    left_out: Sequence[str]
+    left_out: Mapping[str, str]
 
 
 def compare(path: Path, precision: str) -> Report:
@@ -48,15 +48,17 @@ def compare(path: Path, precision: str) -> Report:
     """
     recording = Recording(path, precision)
     if "data/observations" in recording and "h1/start" in recording:
-        left_out = [
-            "rql/*: RQL's own sampler",
-            "replay/size, replay/pointer: a ring buffer of fixed size",
-        ]
+        left_out = {
+            "rql/*": "RQL's own sampler",
+            "replay/size, replay/pointer": "a ring buffer of fixed size",
+        }
         return Report(list(compare_sampler(recording)), left_out)
     reason = supported(recording)
     if reason is not None:
-        raise UnsupportedRecordingError(f"{path.name}: {reason}")
+        raise UnsupportedRecordingError(reason, file=path.name)
     left_out = (
-        ["act/n4: best of 4 candidates"] if "act/n4/f64/actions" in recording else []
+        {"act/n4": "best of 4 candidates is not implemented"}
+        if "act/n4/f64/actions" in recording
+        else {}
     )
     return Report(list(compare_qam(recording)), left_out)

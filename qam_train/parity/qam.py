@@ -174,7 +174,7 @@ def _compare_step(
         [(after[name] - value).abs().flatten() for name, value in reference.items()]
     )
     yield recording.row(
-        f"parameters, 99 %: after {update}", float(errors.quantile(0.99))
+        f"parameters, 99%: after {update}", float(errors.quantile(0.99))
     )
     yield recording.row(f"parameters, all: after {update}", float(errors.max()))
     still = [

@@ -35,7 +35,7 @@ TOLERANCES = {
     "intermediates": {"float64": 1e-10, "float32": 1e-4},
     "gradients": {"float64": 1e-10, "float32": 1e-5},
     "untouched": {"float64": 0.0, "float32": 0.0},
-    "parameters, 99 %": {"float64": 1e-10, "float32": 1e-6},
+    "parameters, 99%": {"float64": 1e-10, "float32": 1e-6},
     "parameters, all": {
         "float64": 1e-10,
         "float32": 6e-4,
@@ -82,11 +82,11 @@ class Recording:
                 }
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise UnsupportedRecordingError(
-                f"{path.name}: not readable as npz: {error}"
+                f"not readable as npz: {error}", file=path.name
             ) from error
         if "meta" not in self._arrays:
             raise UnsupportedRecordingError(
-                f"{path.name}: no 'meta' entry, not a recording"
+                "no 'meta' entry, not a recording", file=path.name
             )
         self.precision = precision
         self.method = path.stem

@@ -9,7 +9,7 @@ import torch
 
 from qam_train import cli, networks
 from qam_train.agents import qam
-from qam_train.parity import UnsupportedRecordingError, compare
+from qam_train.parity import Comparison, UnsupportedRecordingError, compare
 from qam_train.parity.recording import largest
 
 HERE = Path(__file__).parent
@@ -75,7 +75,7 @@ def test_missing_gradient_clip_is_seen(monkeypatch):
         "loss",
         "info",
         "parameters, all",
-        "parameters, 99 %",
+        "parameters, 99%",
         "intermediates",
         "gradients",
         "actions",
@@ -118,10 +118,20 @@ def test_command_prints_each_method_and_what_it_left_out(capsys):
     assert cli.parity([str(HERE), "--precision", "float64"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in RECORDINGS)
-    assert "not compared: qam.npz: act/n4" in printed
+    assert "not compared: qam.npz, act/n4" in printed
 
 
 def test_command_fails_beyond_tolerance(monkeypatch, capsys):
     monkeypatch.setattr(networks, "LAYER_NORM_EPSILON", 1e-5)
     assert cli.parity([str(HERE), "--precision", "float64"]) == 1
     assert "BEYOND" in capsys.readouterr().out
+
+
+def test_summary_shows_the_worst_row_and_not_a_number_above_all():
+    rows = [
+        Comparison("m", "float64", f"loss: u{i}", error, 1e-10)
+        for i, error in enumerate([1e-12, float("nan"), 1e-3])
+    ]
+    (worst,) = cli._worst(rows)
+    assert np.isnan(worst.error)
+    assert cli._worst(rows[::2])[0].error == 1e-3
