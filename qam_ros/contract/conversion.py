@@ -64,8 +64,7 @@ def from_transitions(rows: Rows, interface: RobotInterface) -> Dataset:
 
 def _order(rows: Rows) -> npt.NDArray[np.intp]:
     """Order by session, earliest first, then seq; refuses keys that come twice."""
-    sessions, inverse = np.unique(rows["session"], axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)  # (N,)
+    sessions, inverse = _sessions(rows)
     first = np.full(len(sessions), np.iinfo(np.int64).max)
     np.minimum.at(first, inverse, rows["observation_stamp_ns"])
     rank = np.empty(len(sessions), dtype=np.int64)
@@ -84,6 +83,18 @@ def _order(rows: Rows) -> npt.NDArray[np.intp]:
             seq=int(row["seq"]),
         )
     return order
+
+
+def _sessions(rows: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.intp]]:
+    """Distinct sessions (S, 16) and which of them each row has (N,).
+
+    Rows mostly come in long runs of one session, so only the head of each run is sorted.
+    """
+    changes = (rows["session"][1:] != rows["session"][:-1]).any(axis=1)
+    heads = np.flatnonzero(np.concatenate([np.ones(min(1, len(rows)), bool), changes]))
+    sessions, inverse = np.unique(rows["session"][heads], axis=0, return_inverse=True)
+    lengths = np.diff(np.append(heads, len(rows)))
+    return sessions, np.repeat(inverse.reshape(-1), lengths)
 
 
 def _follows(rows: Rows, period_s: float) -> npt.NDArray[np.bool_]:

@@ -42,7 +42,7 @@ class Transform:
 
 def yaw(quaternion: FloatArray) -> FloatArray:
     """Yaw [rad] in [-pi, pi] of a quaternion x, y, z, w; (..., 4) -> (..., 1)."""
-    x, y, z, w = np.moveaxis(quaternion, -1, 0)
+    x, y, z, w = (quaternion[..., index] for index in range(4))
     angle = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y**2 + z**2))
     return np.asarray(angle)[..., np.newaxis]  # (..., 1)
 
