@@ -54,7 +54,7 @@ class ParityArguments:
 
 
 def train(argv: Sequence[str]) -> int:
-    """Run 'qam train'; returns the exit code."""
+    """Train offline: behaviour cloning, then adjoint matching; returns the exit code."""
     arguments = tyro.cli(TrainArguments, prog="qam train", args=list(argv))
     path = arguments.config
     saved = arguments.run_dir / "config.yaml"
@@ -78,7 +78,11 @@ def train(argv: Sequence[str]) -> int:
 
 
 def parity(argv: Sequence[str]) -> int:
-    """Run 'qam parity'; returns 1 beyond tolerance or where nothing could be compared."""
+    """Compare our methods with recordings of the official implementation.
+
+    Returns:
+        0; 1 where a quantity is beyond tolerance or nothing could be compared.
+    """
     arguments = tyro.cli(ParityArguments, prog="qam parity", args=list(argv))
     paths = sorted(arguments.directory.glob("*.npz"))
     if not paths:

@@ -140,27 +140,12 @@ class QAMAgent:
         self, batch: ChunkBatch, noise: QAMNoise
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of critic, behaviour-flow and adjoint-matching loss; each trains its own net only."""
-        config = self.config
-        s, s_next = (
-            self.normaliser(batch.observations),
-            self.normaliser(batch.next_observations),
-        )
-        a = batch.actions[:, : config.chunk].flatten(1)  # (B, D)
+        s = self.normaliser(batch.observations)
+        a = batch.actions[:, : self.config.chunk].flatten(1)  # (B, D)
 
-        with torch.no_grad():
-            q_next = critic.ensemble(
-                self.targets,
-                "target_critic",
-                s_next,
-                self._sample("fast", s_next, noise.next_action),
-            )
-            discount = config.discount**config.return_steps
-            y = critic.td_target(
-                q_next, batch.rewards, batch.masks, discount, config.rho
-            )
-        critic_loss, metrics = critic.td_loss(
-            critic.ensemble(self.trained, "critic", s, a), y, batch.valid
-        )
+        q = critic.ensemble(self.trained, "critic", s, a)
+        y = self.bootstrap_target(batch, noise.next_action)
+        critic_loss, metrics = critic.td_loss(q, y, batch.valid)
 
         slow = velocity_field(self.trained, "slow", s)
         flow_loss, flow_metrics = flow.flow_matching_loss(
@@ -169,13 +154,25 @@ class QAMAgent:
 
         s = s[: noise.rollout_start.shape[0]]
         (states, g, v_beta), adjoint_metrics = self.adjoint_targets(s, noise)
-        t = adjoint.step_times(config.flow_steps, states)
+        t = adjoint.step_times(self.config.flow_steps, states)
         v_theta = velocity_field(self.trained, "fast", s)(states, t)
         matching_loss, matching_metrics = adjoint.matching_loss(v_theta, v_beta, g)
 
         loss = critic_loss + flow_loss + matching_loss
         metrics = metrics | flow_metrics | adjoint_metrics | matching_metrics
         return loss, {"loss": loss.detach(), **metrics}
+
+    @torch.no_grad()
+    def bootstrap_target(self, batch: ChunkBatch, noise: Tensor) -> Tensor:
+        """Critic target (B,) at the tuned flow's clipped action for the next observation."""
+        config = self.config
+        s_next = self.normaliser(batch.next_observations)
+        a_next = self._sample("fast", s_next, noise)
+        q_next = critic.ensemble(self.targets, "target_critic", s_next, a_next)
+        discount = config.discount**config.return_steps
+        return critic.td_target(
+            q_next, batch.rewards, batch.masks, discount, config.rho
+        )
 
     @torch.no_grad()
     def adjoint_targets(
