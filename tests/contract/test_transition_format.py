@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -155,3 +156,11 @@ def test_useless_proposal_does_not_matter_while_a_human_drives(
     rows["proposed"][1] = np.nan
     rows["source"][1] = ActionSource.HUMAN
     validate_transitions(rows, interface)
+
+
+def test_documentation_lists_every_field_in_order(interface: RobotInterface) -> None:
+    page = Path(__file__).parents[2] / "docs" / "formats" / "transition.md"
+    rows = re.findall(
+        r"^\| (\w+) \| .*(?:u1|u2|u4|u8|i8|f4) \|", page.read_text("utf-8"), re.M
+    )
+    assert rows == list(transition_dtype(interface).names or ())
