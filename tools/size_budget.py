@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("qam_ros", "qam_train", "sim", "tests", "benchmarks", "tools", "launch", "examples")
+FOLDERS = (
+    "qam_ros",
+    "qam_train",
+    "sim",
+    "tests",
+    "benchmarks",
+    "tools",
+    "launch",
+    "examples",
+)
 FILE_LINES = 400
 FUNCTION_LINES = 60
 ALLOWED: dict[str, str] = {}
