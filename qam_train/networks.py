@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qam_train.gelu import gelu, gelu_slope
-
 Params = dict[str, Tensor]
 Field = Callable[[Tensor, Tensor | float], Tensor]
 Pullback = Callable[[int, Tensor], Tensor]
@@ -88,7 +86,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _activate(params: Params, name: str, z: Tensor) -> Tensor:
     """Apply GELU (tanh form), then LayerNorm where the layer has one (official order)."""
-    x = gelu(z)
+    x = functional.gelu(z, approximate="tanh")
     scale = params.get(f"{name}/norm_scale")
     if scale is None:
         return x
@@ -200,12 +198,12 @@ def velocity_pullback(
 def _activation_pullback(
     params: Params, name: str, z: Tensor, weight: Tensor
 ) -> Pullback:
-    """Reverse of z -> norm(gelu(z)) W for stored pre-activations z (K, B, width)."""
-    slope = gelu_slope(z)
+    """Reverse of z -> norm(functional.gelu(z, approximate="tanh")) W for stored pre-activations z (K, B, width)."""
+    slope = torch.ops.aten.gelu_backward(torch.ones_like(z), z, approximate="tanh")
     scale = params.get(f"{name}/norm_scale")
     if scale is None:
         return lambda k, g: (g @ weight.mT) * slope[k]
-    x = gelu(z)
+    x = functional.gelu(z, approximate="tanh")
     inverse_std = torch.rsqrt(
         x.var(-1, correction=0, keepdim=True) + LAYER_NORM_EPSILON
     )
