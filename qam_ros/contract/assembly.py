@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From raw message values to an observation, and between normalised and physical actions.
+"""From raw message values to an observation, and from a normalised action to a command.
 
 Evaluated in float64, cast to float32 last: an observation assembled from the raw values of messages
 equals the simulator's own to float32 rounding.
@@ -77,13 +77,6 @@ def physical_action(block: ActionBlock, normalised: npt.ArrayLike) -> FloatArray
     )
 
 
-def normalised_action(block: ActionBlock, physical: npt.ArrayLike) -> FloatArray:
-    """Normalised action: (physical - offset) / scale; (..., size) [unit] -> (..., size)."""
-    return (
-        np.asarray(physical, dtype=np.float64) - block.offset_array
-    ) / block.scale_array
-
-
 def measured_value(block: ActionBlock, raw: npt.ArrayLike) -> FloatArray:
     """Measured value in the space of the command, to which a delta is added.
 
@@ -112,27 +105,6 @@ def target_value(block: ActionBlock, command: npt.ArrayLike) -> FloatArray:
     return (
         values if block.transform is None else TRANSFORMS[block.transform].apply(values)
     )
-
-
-def command_value(block: ActionBlock, target: npt.ArrayLike) -> FloatArray:
-    """Command that a whole target field carries: the inverse of ``target_value``.
-
-    Args:
-        block: the block.
-        target: (..., target_size) the target's field as received.
-
-    Returns:
-        (..., size) [unit], float64.
-
-    Raises:
-        InterfaceError: the field has another size.
-    """
-    values = _raw(target, block.target_size, block.name, block.target.key)
-    if block.transform is None:
-        return values[..., block.target_indices]
-    inverse = TRANSFORMS[block.transform].inverse
-    assert inverse is not None  # refused when the interface was read
-    return TRANSFORMS[inverse].apply(values)
 
 
 def _raw(raw: npt.ArrayLike, size: int, name: str, key: tuple[str, str]) -> FloatArray:

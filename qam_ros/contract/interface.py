@@ -4,9 +4,7 @@
 from qam_ros.contract.assembly import (
     assemble,
     block_value,
-    command_value,
     measured_value,
-    normalised_action,
     physical_action,
     target_value,
 )
@@ -40,12 +38,10 @@ __all__ = [
     "block_value",
     "check_interface",
     "check_same_semantics",
-    "command_value",
     "explain_mismatch",
     "find_robot",
     "load_interface",
     "measured_value",
-    "normalised_action",
     "physical_action",
     "read_interface",
     "robot_names",
