@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is exported is what the agent acts with."""
+
+import numpy as np
+import pytest
+import torch
+
+from qam_ros.contract.artifact import read_artifact
+from qam_ros.contract.dataset import write_dataset
+from qam_ros.contract.errors import ArtifactError
+from qam_ros.contract.interface import find_robot, load_interface
+from qam_ros.runtime.sampler import OnnxSampler
+from qam_train.agents.restore import agent_metadata, agent_tensors
+from qam_train.checkpoint import checkpoint_path, write_checkpoint
+from qam_train.deployed import behaviour_of, policy_chunks, policy_weights
+from qam_train.export import (
+    TOLERANCE,
+    Provenance,
+    command,
+    export_artifact,
+    export_version,
+    largest_error,
+)
+
+PROVENANCE = Provenance(run_id="run-1", dataset_hash="ab" * 32)
+
+
+def test_artifact_acts_like_the_agent(agent, interface, dataset, tmp_path):
+    exported = export_artifact(
+        agent, interface, dataset, tmp_path / "artifact", PROVENANCE
+    )
+    assert exported.largest_error <= TOLERANCE
+    artifact = read_artifact(tmp_path / "artifact")
+    sampler = OnnxSampler(artifact)
+    rng = np.random.default_rng(5)
+    observations = rng.normal(size=(20, 2)).astype(np.float32) * 3 + 5
+    noise = rng.standard_normal((20, 6)).astype(np.float32)
+    expected = agent.act(torch.as_tensor(observations), torch.as_tensor(noise)).numpy()
+    np.testing.assert_allclose(
+        sampler.sample_all(observations, noise), expected, atol=TOLERANCE
+    )
+
+
+def test_manifest_says_where_the_policy_comes_from(agent, interface, dataset, tmp_path):
+    provenance = Provenance(
+        "run-7", "cd" * 32, 3, 2, commit="f" * 40, evaluation={"success": 0.5}
+    )
+    export_artifact(agent, interface, dataset, tmp_path / "policy.zip", provenance)
+    manifest = read_artifact(tmp_path / "policy.zip").manifest
+    assert (manifest.run_id, manifest.dataset_hash, manifest.commit) == (
+        "run-7",
+        "cd" * 32,
+        "f" * 40,
+    )
+    assert (manifest.policy_version, manifest.parent_version) == (3, 2)
+    assert (manifest.algorithm, manifest.flow_steps, manifest.chunk_length) == (
+        "qam",
+        3,
+        3,
+    )
+    assert manifest.evaluation == {"success": 0.5}
+
+
+def test_probes_come_from_all_stretches_of_the_data(
+    agent, interface, dataset, tmp_path
+):
+    export_artifact(agent, interface, dataset, tmp_path / "artifact", PROVENANCE)
+    probes = read_artifact(tmp_path / "artifact").golden.observations
+    rows = [
+        int(np.flatnonzero((dataset.observations == probe).all(1))[0])
+        for probe in probes
+    ]
+    edges = np.linspace(0, len(dataset), 65)
+    assert all(np.floor(edges[i]) <= row < edges[i + 1] for i, row in enumerate(rows))
+
+
+def test_behaviour_flow_can_be_exported_alone(agent, interface, dataset, tmp_path):
+    base = behaviour_of(agent)
+    export_artifact(base, interface, dataset, tmp_path / "base", PROVENANCE)
+    export_artifact(agent, interface, dataset, tmp_path / "tuned", PROVENANCE)
+    first, second = (read_artifact(tmp_path / name) for name in ("base", "tuned"))
+    assert first.manifest.algorithm == "flow_bc"
+    assert first.onnx_bytes == second.onnx_bytes
+    np.testing.assert_array_equal(first.golden.observations, second.golden.observations)
+    assert np.abs(first.golden.chunks - second.golden.chunks).max() > 0.01
+
+
+def test_a_version_is_other_weights_for_the_same_graph(
+    agent, interface, dataset, tmp_path
+):
+    export_artifact(agent, interface, dataset, tmp_path / "artifact", PROVENANCE)
+    parent = read_artifact(tmp_path / "artifact")
+    with torch.no_grad():
+        for value in agent.trained.values():
+            value.mul_(1.1)
+    chunks = policy_chunks(agent, parent.golden.observations, parent.golden.noise)
+    version = Provenance("run-1", "ab" * 32, 2, 1)
+    export_version(
+        tmp_path / "artifact", policy_weights(agent), chunks, tmp_path / "v2", version
+    )
+    made = read_artifact(tmp_path / "v2")
+    assert (made.manifest.policy_version, made.onnx_bytes) == (2, parent.onnx_bytes)
+    assert largest_error(made) <= TOLERANCE
+    with pytest.raises(ArtifactError, match="do not belong together"):
+        export_version(
+            tmp_path / "artifact",
+            policy_weights(agent),
+            parent.golden.chunks,
+            tmp_path / "v3",
+            version,
+        )
+    assert not (tmp_path / "v3").exists()
+
+
+def test_weights_that_are_not_finite_are_not_exported(
+    agent, interface, dataset, tmp_path
+):
+    with torch.no_grad():
+        agent.trained["fast/1/weight"][0, 0] = float("nan")
+    with pytest.raises(ArtifactError):
+        export_artifact(agent, interface, dataset, tmp_path / "artifact", PROVENANCE)
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_agent_of_another_robot_is_refused(agent, dataset, tmp_path):
+    arm = load_interface(find_robot("ur5e_2f85"))
+    with pytest.raises(
+        ArtifactError, match=r"size \(2, 2\), robot 'ur5e_2f85' \(28, 5\)"
+    ):
+        export_artifact(agent, arm, dataset, tmp_path / "artifact", PROVENANCE)
+
+
+def test_command_exports_the_newest_checkpoint_of_a_run(
+    agent, interface, dataset, tmp_path, capsys
+):
+    write_dataset(tmp_path / "data", dataset, interface, {})
+    write_checkpoint(
+        checkpoint_path(tmp_path / "run" / "checkpoints", 7),
+        agent_tensors(agent),
+        agent_metadata(agent),
+    )
+    out = tmp_path / "out"
+    arguments = [
+        str(tmp_path / "run"),
+        "--dataset",
+        str(tmp_path / "data"),
+        "--out",
+        str(out),
+    ]
+    assert command(arguments) == 0
+    assert "largest error" in capsys.readouterr().out
+    assert read_artifact(out).manifest.run_id == "run"
+    with pytest.raises(ArtifactError, match="already exists"):
+        command(arguments)
