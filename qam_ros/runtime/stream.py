@@ -28,6 +28,7 @@ class UplinkConfig:
 
     Args:
         batch_rows: greatest number of rows in a batch.
+        batch_bytes: greatest size of a batch, unless a single row is larger [byte].
         window_rows: greatest number of rows sent and not yet acknowledged.
         resend_s: silence after which everything behind the acknowledgement is sent again [s].
     """
@@ -35,6 +36,7 @@ class UplinkConfig:
     batch_rows: int = 256
     window_rows: int = 4096
     resend_s: float = 1.0
+    batch_bytes: int = 1 << 19
 
 
 class Uplink:
@@ -55,6 +57,8 @@ class Uplink:
         self.store = store
         self.robot = robot
         self.config = config or UplinkConfig()
+        fitting = self.config.batch_bytes // store.dtype.itemsize
+        self._batch_rows = max(1, min(self.config.batch_rows, fitting))
         self.resent = 0
         self.unavailable = 0
         self._progress_ns = 0
@@ -83,7 +87,7 @@ class Uplink:
             self._progress_ns = now_ns
         batches = []
         while (room := self.config.window_rows - (self.sent - self.acked)) > 0:
-            first, rows = self.store.read(self.sent, min(room, self.config.batch_rows))
+            first, rows = self.store.read(self.sent, min(room, self._batch_rows))
             if not rows.size:
                 break
             if first != self.sent + 1:

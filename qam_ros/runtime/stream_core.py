@@ -91,10 +91,15 @@ class StreamCore:
         """Take a proposal, report, reward or event; now_ns is monotonic time [ns]."""
         self.writer.put(self.joiner.add(message, now_ns))
 
-    def poll(self, now_ns: int) -> list[TransitionBatch]:
-        """Time-outs, and the batches to send now; call some twenty times a second."""
+    def poll(self, now_ns: int, *, heard: bool = True) -> list[TransitionBatch]:
+        """Time-outs, and the batches to send now; call some twenty times a second.
+
+        Args:
+            now_ns: monotonic time [ns].
+            heard: whether anybody listens; if not, nothing is sent.
+        """
         self.writer.put(self.joiner.poll(now_ns))
-        return self._send(now_ns)
+        return self._send(now_ns) if heard else []
 
     def acknowledge(self, ack: TransitionAck, now_ns: int) -> list[TransitionBatch]:
         """Take an acknowledgement; returns what it makes room for."""

@@ -171,6 +171,14 @@ def test_rows_at_or_behind_the_end_are_dropped_and_counted(interface, robot):
     assert same(rows, robot.rows())
 
 
+def test_row_before_a_dropped_one_stores_its_next_observation(interface, robot):
+    robot.episode(5, end="ABORT")
+    *messages, final, report = robot.messages
+    raced = dataclasses.replace(report, is_row=True, seq=5, masked=False)
+    rows = feed(Joiner(interface), [*messages, raced, final])
+    assert same(rows, robot.rows())
+
+
 def test_abort_ends_an_episode_without_flags(interface, robot):
     robot.episode(5, end="ABORT")
     rows = feed(Joiner(interface), robot.messages)

@@ -69,6 +69,15 @@ def test_no_more_than_a_window_is_sent_without_acknowledgement(uplink):
     assert uplink.poll(SECOND // 2) == []
 
 
+def test_large_rows_go_out_in_smaller_batches(spool):
+    size = spool.dtype.itemsize
+    for limit, expected in ((3 * size + 1, 3), (1, 1)):
+        config = dataclasses.replace(CONFIG, batch_bytes=limit)
+        assert {
+            batch.count for batch in Uplink(spool, "base", config).poll(0)[:-1]
+        } == {expected}
+
+
 def test_everything_behind_the_acknowledgement_is_sent_again_after_a_silence(
     uplink, downlink
 ):

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream node: joins what the robot's nodes publish into transitions, spools and sends them.
+
+In: action_proposal, guard_report, step_reward, episode_event, transition_ack. Out: transition_batch.
+It writes ``spool.sqlite`` and, when asked to record, bags ``bag``, ``bag_1``, ... into its run
+directory. It owns no topic that moves anything: it may die and come back at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]
+from rclpy.node import Node
+
+from qam_ros.contract import messages
+from qam_ros.contract.interface import load_interface
+from qam_ros.nodes import qos
+from qam_ros.nodes.convert import from_ros, ros_type, to_ros
+from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
+from qam_ros.nodes.process import Stop
+from qam_ros.nodes.ros import Diagnostics, Report, spin_node
+from qam_ros.runtime.joiner import JoinerConfig, Message
+from qam_ros.runtime.recording import BagWriter, free_folder
+from qam_ros.runtime.spool import Recorder, SpoolConfig
+from qam_ros.runtime.stream import UplinkConfig
+from qam_ros.runtime.stream_core import StreamConfig, StreamCore
+
+STOP_TIMEOUT_S = 0.7  # gone in less than a second, also when the disk is slow
+
+PARAMETERS = (
+    *(row for row in COMMON if row.name == "overlay"),
+    Parameter(
+        "robot", "", "Robot interface: a name in config/robot or a path.", required=True
+    ),
+    Parameter("run_dir", "", "Folder for the spool and for bags.", required=True),
+    Parameter("record", default=False, description="Record bags into run_dir."),
+    Parameter("uplink", default=True, description="Send rows to a learner."),
+    Parameter(
+        "poll_period_s", 0.05, "Time between batches while idle.", "s", 0.005, 1.0
+    ),
+    Parameter(
+        "label_timeout_s", 10.0, "Wait of a row for its reward.", "s", 0.1, 3600.0
+    ),
+    Parameter(
+        "successor_timeout_s", 2.0, "Wait for a next observation.", "s", 0.1, 60.0
+    ),
+    Parameter("batch_rows", 256, "Rows in a batch at most.", "", 1, 4096),
+    Parameter("window_rows", 4096, "Rows sent ahead of acknowledgement.", "", 1, 65536),
+    Parameter("resend_s", 1.0, "Silence before rows are sent again.", "s", 0.05, 60.0),
+    Parameter("queue_rows", 65536, "Rows that may wait for the disk.", "", 1, 10**6),
+    Parameter("keep_rows", 20000, "Acknowledged rows kept.", "", 5000, 10**7),
+    Parameter("max_rows", 5_000_000, "Unacknowledged rows at most.", "", 1, 10**9),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """Values of ``PARAMETERS``."""
+
+    robot: str
+    overlay: str
+    run_dir: str
+    record: bool
+    uplink: bool
+    poll_period_s: float
+    label_timeout_s: float
+    successor_timeout_s: float
+    batch_rows: int
+    window_rows: int
+    resend_s: float
+    queue_rows: int
+    keep_rows: int
+    max_rows: int
+
+    def config(self) -> StreamConfig:
+        """Settings of the parts."""
+        return StreamConfig(
+            joiner=JoinerConfig(self.label_timeout_s, self.successor_timeout_s),
+            spool=SpoolConfig(
+                queue_rows=self.queue_rows,
+                keep_rows=self.keep_rows,
+                max_rows=self.max_rows,
+                wait_for_ack=self.uplink,
+            ),
+            uplink=UplinkConfig(self.batch_rows, self.window_rows, self.resend_s),
+        )
+
+
+class StreamNode(Node):
+    """Shell around ``StreamCore``: topics, timer, diagnostics.
+
+    Raises:
+        QamError: a parameter is wrong or the spool cannot be opened.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("stream")
+        settings = read_parameters(self, PARAMETERS, StreamSettings)
+        interface = load_interface(settings.robot, settings.overlay)
+        folder = Path(settings.run_dir)
+        bag = folder / "bag"
+
+        def open_bag() -> Recorder:
+            return BagWriter(free_folder(bag), interface, interface.robot)
+
+        self.core = StreamCore(
+            folder / "spool.sqlite",
+            interface,
+            interface.robot,
+            settings.config(),
+            open_bag if settings.record else None,
+        )
+        self._subscribe()
+        self._batches = self.create_publisher(
+            ros_type(messages.TransitionBatch), "transition_batch", qos.BATCH
+        )
+        # Time-outs and sending go on while a simulated clock stands still.
+        self.create_timer(
+            settings.poll_period_s,
+            self._poll,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+        self._diagnostics = Diagnostics(self, self._report)
+
+    def _subscribe(self) -> None:
+        """Listen to everything a row is made of, with the history of each topic."""
+        for topic, kind in (
+            ("action_proposal", messages.ActionProposal),
+            ("guard_report", messages.GuardReport),
+            ("step_reward", messages.StepReward),
+            ("episode_event", messages.EpisodeEvent),
+        ):
+
+            def receive(message: object, kind: type[Message] = kind) -> None:
+                self.core.add(from_ros(message, kind), time.monotonic_ns())
+
+            self.create_subscription(ros_type(kind), topic, receive, qos.HISTORY)
+        self.create_subscription(
+            ros_type(messages.TransitionAck),
+            "transition_ack",
+            self._acknowledge,
+            qos.ACK,
+        )
+
+    def _poll(self) -> None:
+        heard = self._batches.get_subscription_count() > 0
+        self._publish(self.core.poll(time.monotonic_ns(), heard=heard))
+
+    def _acknowledge(self, message: object) -> None:
+        ack = from_ros(message, messages.TransitionAck)
+        self._publish(self.core.acknowledge(ack, time.monotonic_ns()))
+
+    def _publish(self, batches: list[messages.TransitionBatch]) -> None:
+        for batch in batches:
+            self._batches.publish(to_ros(batch))
+
+    def _report(self) -> Report:
+        health = self.core.health()
+        return health.level == 0, health.message, health.values
+
+    def close(self) -> None:
+        """Write what is unfinished and close the files."""
+        if not self.core.stop(STOP_TIMEOUT_S):
+            self.get_logger().error(
+                f"the disk took longer than {STOP_TIMEOUT_S} s; the topics' history brings the "
+                "rows that are missing in the spool to the next stream node"
+            )
+
+
+def run(stop: Stop, args: list[str] | None) -> int:
+    """Run the node until a signal comes; returns the exit code."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
+    )
+    return spin_node(StreamNode, stop, args)
