@@ -66,7 +66,9 @@ def read_parameters(
     values: dict[str, Any] = {}
     for row in table:
         try:
-            declared = node.declare_parameter(row.name, row.default, _descriptor(row))
+            declared: Any = node.declare_parameter(
+                row.name, row.default, _descriptor(row)
+            )
         except Exception as problem:
             raise ConfigError(
                 f"node {node.get_name()}, parameter '{row.name}': {problem}; expected "

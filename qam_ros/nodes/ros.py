@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -14,23 +14,20 @@ from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 
+from qam_ros.contract.errors import InterfaceError
+from qam_ros.nodes.convert import Message, from_ros, ros_type, to_ros
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.qos import DIAGNOSTICS
+from qam_ros.nodes.sensors import FloatArray, TopicCodec
 
 WAKE_S: Final = 0.1
 """The loop looks at ``Stop`` this often; a Python signal handler cannot interrupt a wait in C."""
 
 Report = tuple[bool, str, Mapping[str, object]]
 """Diagnostics: all is well, summary, values by name."""
-
-
-class Closing(Protocol):
-    """A node that has something to finish before it is destroyed."""
-
-    def close(self) -> None:
-        """Stop threads, write files."""
 
 
 def spin_node(make: Callable[[], Node], stop: Stop, args: list[str] | None) -> int:
@@ -78,6 +75,107 @@ def autostart(node: LifecycleNode) -> bool:
 def now_ns(node: Node) -> int:
     """Time of the node's clock [ns]."""
     return int(node.get_clock().now().nanoseconds)
+
+
+class Destroyable(Protocol):
+    """Something that takes itself off its node."""
+
+    def destroy(self) -> None:
+        """Take it off."""
+
+
+class Wiring:
+    """Topics and services of a node, made together and destroyed together.
+
+    Args:
+        node: the node.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._undo: list[Callable[[], object]] = []
+        self.malformed = 0
+
+    def publisher(self, kind: type, topic: str, profile: QoSProfile) -> Any:
+        """Create a publisher."""
+        publisher: Any = self._node.create_publisher(kind, topic, profile)
+        self._undo.append(lambda: self._node.destroy_publisher(publisher))
+        return publisher
+
+    def subscription(
+        self,
+        kind: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        profile: QoSProfile,
+    ) -> None:
+        """Create a subscription."""
+        subscription = self._node.create_subscription(kind, topic, callback, profile)
+        self._undo.append(lambda: self._node.destroy_subscription(subscription))
+
+    def listen(
+        self,
+        kind: type[Message],
+        topic: str,
+        callback: Callable[[Message], object],
+        profile: QoSProfile,
+    ) -> None:
+        """Subscribe to a message of qam_msgs; the callback gets its dataclass ``kind``."""
+
+        def received(message: object) -> None:
+            callback(from_ros(message, kind))
+
+        self.subscription(ros_type(kind), topic, received, profile)
+
+    def read(
+        self,
+        codec: TopicCodec,
+        callback: Callable[[int, dict[str, dict[str, FloatArray]]], object],
+        profile: QoSProfile,
+    ) -> None:
+        """Subscribe to a stamped sensor topic; the callback gets its stamp [ns] and raw fields.
+
+        Messages that do not fit the interface are counted in ``malformed``.
+        """
+
+        def received(message: object) -> None:
+            try:
+                stamp_ns, fields = codec.decode(message)
+            except InterfaceError as problem:
+                self.malformed += 1
+                logger = self._node.get_logger()
+                logger.warning(str(problem), throttle_duration_sec=5.0)
+                return
+            callback(stamp_ns, {codec.topic: fields})
+
+        self.subscription(codec.message_type, codec.topic, received, profile)
+
+    def talk(
+        self, kind: type[Message], topic: str, profile: QoSProfile
+    ) -> Callable[[Message], None]:
+        """Publish a message of qam_msgs; returns a function that takes its dataclass ``kind``."""
+        publisher = self.publisher(ros_type(kind), topic, profile)
+
+        def send(message: Message) -> None:
+            publisher.publish(to_ros(message))
+
+        return send
+
+    def service(
+        self, kind: Any, name: str, callback: Callable[[Any, Any], Any]
+    ) -> None:
+        """Create a service."""
+        service = self._node.create_service(kind, name, callback)
+        self._undo.append(lambda: self._node.destroy_service(service))
+
+    def add(self, item: Destroyable) -> None:
+        """Destroy this, too."""
+        self._undo.append(item.destroy)
+
+    def destroy(self) -> None:
+        """Destroy everything, the newest first."""
+        while self._undo:
+            self._undo.pop()()
 
 
 class Diagnostics:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 
 from qam_ros.contract.messages import ActionProposal, EpisodeEvent, HumanAction
+from qam_ros.contract.transition import GuardMode
 from qam_ros.runtime.guard import step
 from qam_ros.runtime.guard_config import initial_state
 from qam_ros.runtime.guard_types import (
@@ -92,6 +94,15 @@ class GuardCore:
         self._reset = True
         return True, "the next motion starts at the measured pose"
 
+    def stop(self) -> None:
+        """Latch a safe stop, as three bad ticks would; a reset leaves it."""
+        if self.state.latch is None:
+            self.state = replace(self.state, latch=GuardMode.SAFE_STOP)
+
+    def moves(self) -> bool:
+        """A velocity other than zero was commanded last."""
+        return bool(self.state.command[self.config.velocity].any())
+
     def ready(self, proposal: ActionProposal) -> bool:
         """Whether everything that belongs to a proposal has arrived.
 
@@ -140,6 +151,7 @@ class GuardCore:
         """
         if self.state.last_tick_ns is None:
             return None
-        waits = self.state.bad_ticks == 0 and self.state.latch is None
+        stops = self._estop_pressed or self._estop_seen or self.state.latch is not None
+        waits = self.state.bad_ticks == 0 and not stops
         period_ns = self.config.period_ns
         return self.state.last_tick_ns + (3 * period_ns // 2 if waits else period_ns)

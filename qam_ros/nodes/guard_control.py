@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guard's control thread: ticks on proposals, and on their absence."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from qam_ros.contract.messages import (
+    ActionProposal,
+    EpisodeEvent,
+    GuardReport,
+    HumanAction,
+)
+from qam_ros.contract.transition import GuardMode, LimitBit
+from qam_ros.runtime.guard_core import GuardCore
+from qam_ros.runtime.guard_log import GuardLog
+from qam_ros.runtime.guard_types import Fields, GuardOutput
+from qam_ros.runtime.timing import TimingRing, periods, quantiles, write_timing
+
+TIMING_FILE: Final = "guard_timing.npz"
+CAPACITY: Final = 200_000
+WINDOW: Final = 1000
+"""Ticks that the figures of the diagnostics look back."""
+REST_S: Final = 0.5
+"""Time that a moving base gets to come to rest when the guard is deactivated [s]."""
+
+
+class GuardTiming:
+    """Times of the ticks: tick_ns (monotonic), latency_ns (observation stamp to command sent)."""
+
+    def __init__(self) -> None:
+        self._rings = {name: TimingRing(CAPACITY) for name in ("tick_ns", "latency_ns")}
+        self._bits: Counter[str] = Counter()
+
+    def tick(self, tick_ns: int, report: GuardReport) -> None:
+        """Note a tick."""
+        self._rings["tick_ns"].append(tick_ns)
+        if report.latency_ns:
+            self._rings["latency_ns"].append(report.latency_ns)
+        for bit in LimitBit(report.limit_bits):
+            self._bits[bit.name or ""] += 1
+
+    def summary(self) -> dict[str, object]:
+        """Figures for diagnostics, times in milliseconds."""
+        ticks = self._rings["tick_ns"]
+        series = {
+            "period": periods(ticks.values(WINDOW)),
+            "latency": self._rings["latency_ns"].values(WINDOW),
+        }
+        figures: dict[str, object] = {"ticks": ticks.count}
+        for name, values in series.items():
+            for key, value in quantiles(values * 1e-6).items():
+                figures[f"{name} {key} [ms]"] = value
+        return figures | {
+            f"ticks with {name}": n for name, n in sorted(self._bits.items())
+        }
+
+    def write(self, run_dir: Path) -> None:
+        """Write all series to ``guard_timing.npz``."""
+        write_timing(
+            run_dir / TIMING_FILE, {n: ring.values() for n, ring in self._rings.items()}
+        )
+
+
+class GuardControl:
+    """Drives a GuardCore on a thread of its own; the other methods may be called from anywhere.
+
+    In lockstep a proposal is missing when the clock has gone past the tick after its own; in real
+    time when half a period more than a period has passed.
+
+    Args:
+        core: the guard.
+        send: publishes commands.
+        report: publishes a report.
+        clock_ns: time in the domain of the stamps [ns].
+        log: the guard's log, or None.
+    """
+
+    def __init__(
+        self,
+        core: GuardCore,
+        *,
+        send: Callable[[GuardOutput], None],
+        report: Callable[[GuardReport], None],
+        clock_ns: Callable[[], int],
+        log: GuardLog | None,
+    ) -> None:
+        self.core = core
+        self.running = False
+        self.reason = "no tick yet"
+        self.timing = GuardTiming()
+        self._send = send
+        self._report = report
+        self._clock_ns = clock_ns
+        self._log = log
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._pending: ActionProposal | None = None
+        self._give_up_ns = 0
+        self._sim_ns = 0
+
+    def start(self) -> None:
+        """Start ticking."""
+        self.running = True
+        body = self._run_lockstep if self.core.lockstep else self._run_real_time
+        self._thread = threading.Thread(target=body, name="guard_control", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> bool:
+        """Stop ticking, with velocities brought to zero first; whether it ran."""
+        if self._thread is None:
+            return False
+        with self._condition:
+            self.running = False
+            self._condition.notify()
+        self._thread.join(timeout=0.5)
+        self._thread = None
+        self._come_to_rest()
+        return True
+
+    def on_proposal(self, proposal: ActionProposal) -> None:
+        """Take in a proposal; one that still waits is replaced."""
+        with self._condition:
+            self._pending = proposal
+            self._give_up_ns = time.monotonic_ns() + self.core.config.period_ns // 10
+            self._condition.notify()
+
+    def on_measured(self, stamp_ns: int, values: Mapping[str, Fields]) -> None:
+        """As ``GuardCore.on_measured``."""
+        with self._condition:
+            self.core.on_measured(stamp_ns, values)
+            self._condition.notify()
+
+    def on_event(self, event: EpisodeEvent) -> None:
+        """As ``GuardCore.on_event``; also logged."""
+        with self._condition:
+            self.core.on_event(event)
+            self._condition.notify()
+        if self._log is not None:
+            self._log.event(event, self.core.session)
+
+    def on_human(self, message: HumanAction) -> None:
+        """As ``GuardCore.on_human``."""
+        with self._condition:
+            self.core.on_human(self._clock_ns(), message)
+
+    def on_estop(self, *, pressed: bool) -> None:
+        """As ``GuardCore.set_estop``."""
+        with self._condition:
+            self.core.set_estop(pressed=pressed)
+            self._condition.notify()
+
+    def on_clock(self, sim_ns: int) -> None:
+        """Take in the simulation's time [ns]."""
+        with self._condition:
+            self._sim_ns = sim_ns
+            self._condition.notify()
+
+    def reset(self) -> tuple[bool, str]:
+        """As ``GuardCore.reset``."""
+        with self._condition:
+            return self.core.reset()
+
+    def _run_lockstep(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(
+                    lambda: (
+                        not self.running
+                        or self._is_ready()
+                        or self._missed_ns() is not None
+                    )
+                )
+                if not self.running:
+                    return
+                missed_ns = self._missed_ns()
+                proposal = None if missed_ns is not None else self._take()
+                output = self.core.tick(self._now_ns(proposal), proposal, missed_ns)
+            self._finish(output, time.monotonic_ns())
+
+    def _run_real_time(self) -> None:
+        while True:
+            with self._condition:
+                while self.running and not self._is_due():
+                    self._condition.wait(self._wait_s())
+                if not self.running:
+                    return
+                tick_ns = time.monotonic_ns()
+                output = self.core.tick(self._clock_ns(), self._take(), tick_ns)
+            self._finish(output, tick_ns)
+
+    def _take(self) -> ActionProposal | None:
+        proposal, self._pending = self._pending, None
+        return proposal
+
+    def _is_ready(self) -> bool:
+        return self._pending is not None and self.core.ready(self._pending)
+
+    def _missed_ns(self) -> int | None:
+        """Lockstep: stamp [ns] of a tick that the clock has gone past without a proposal."""
+        last_ns, period_ns = self.core.state.last_tick_ns, self.core.config.period_ns
+        if last_ns is None or self.core.state.mode == GuardMode.IDLE:
+            return None
+        if 2 * (self._sim_ns - last_ns) <= 3 * period_ns:
+            return None
+        # Of a long gap only the end is gone through tick by tick.
+        stopped_ns = self._sim_ns - (self.core.config.hold_ticks + 1) * period_ns
+        return max(last_ns + period_ns, stopped_ns)
+
+    def _now_ns(self, proposal: ActionProposal | None) -> int:
+        """Lockstep: sensors may overtake the clock that was published with them."""
+        return (
+            self._sim_ns if proposal is None else max(self._sim_ns, proposal.stamp_ns)
+        )
+
+    def _is_due(self) -> bool:
+        """Real time: a proposal can be answered, or a tick is due without one."""
+        now_ns = time.monotonic_ns()
+        if self._pending is not None:
+            return self._is_ready() or now_ns >= self._give_up_ns
+        deadline_ns = self.core.deadline_ns()
+        return deadline_ns is not None and now_ns >= deadline_ns
+
+    def _wait_s(self) -> float | None:
+        due_ns = (
+            self._give_up_ns if self._pending is not None else self.core.deadline_ns()
+        )
+        return (
+            None if due_ns is None else max(0.0, (due_ns - time.monotonic_ns()) * 1e-9)
+        )
+
+    def _finish(self, output: GuardOutput, tick_ns: int) -> None:
+        self._send(output)
+        report = output.report
+        if output.commands and report.observation_stamp_ns and not self.core.lockstep:
+            latency_ns = self._clock_ns() - report.observation_stamp_ns
+            report = replace(report, latency_ns=latency_ns)
+        self._report(report)
+        if report.is_row and self._log is not None:
+            self._log.row(report)
+        self.timing.tick(tick_ns, report)
+        self.reason = output.reason
+
+    def _come_to_rest(self) -> None:
+        """Real time: stop ticks until no velocity is left, for REST_S at most."""
+        core = self.core
+        if core.lockstep:
+            return
+        deadline = time.monotonic() + REST_S
+        while core.moves() and time.monotonic() < deadline:
+            core.stop()
+            self._finish(
+                core.tick(self._clock_ns(), None, time.monotonic_ns()),
+                time.monotonic_ns(),
+            )
+            time.sleep(core.config.period_ns * 1e-9)

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy node: sensor topics and episode events in, one ActionProposal a tick out.
+
+Lifecycle: configure loads, verifies and warms up; activate starts the control thread; deactivate
+stops it and writes the timing; cleanup lets go of everything. Only an active node proposes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from std_srvs.srv import Trigger
+
+from qam_ros.contract.artifact import read_artifact
+from qam_ros.contract.errors import ConfigError, QamError
+from qam_ros.contract.interface import load_interface
+from qam_ros.contract.messages import (
+    ActionProposal,
+    EpisodeEvent,
+    PolicyStatus,
+    PolicyUpdate,
+)
+from qam_ros.nodes import qos
+from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
+from qam_ros.nodes.policy_control import PolicyControl
+from qam_ros.nodes.process import Stop
+from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
+from qam_ros.nodes.sensors import sensor_codecs
+from qam_ros.runtime.policy import PolicyCore
+from qam_ros.runtime.sampler import OnnxSampler, verify
+from qam_ros.runtime.update_parts import Offer
+from qam_ros.runtime.updates import PolicyUpdates
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Parameters of the policy node; see ``TABLE``."""
+
+    robot: str
+    overlay: str
+    run_dir: str
+    autostart: bool
+    artifact: str
+    seed: int
+    replan_every: int
+    phase_offset_s: float
+    swap_budget: float
+    hmac_key: str
+    threads: int
+
+
+TABLE: Final = (
+    *COMMON,
+    Parameter(
+        "artifact", "", "Policy artifact: a directory or zip file.", required=True
+    ),
+    Parameter("seed", 0, "Seed of the noise.", low=0, high=2**31),
+    Parameter(
+        "replan_every", 0, "Actions used of each chunk; 0: all.", low=0, high=1000
+    ),
+    Parameter(
+        "phase_offset_s",
+        0.004,
+        "From an observation's stamp to the tick, in real time.",
+        "s",
+        0.0,
+        1.0,
+    ),
+    Parameter(
+        "swap_budget",
+        0.3,
+        "Largest mean action change on the probes that an update may bring.",
+        "normalised action",
+        0.0,
+        2.0,
+    ),
+    Parameter("hmac_key", "", "File with the key that updates must be signed with."),
+    Parameter(
+        "threads", 1, "Threads inside an operator of the network.", low=1, high=64
+    ),
+)
+
+
+class PolicyNode(LifecycleNode):
+    """Runs the policy of one robot."""
+
+    def __init__(self) -> None:
+        super().__init__("policy")
+        self.exit_code: int | None = None
+        self._settings = read_parameters(self, TABLE, PolicySettings)
+        self._lockstep = bool(self.get_parameter("use_sim_time").value)
+        self._wiring = Wiring(self)
+        self._offers: queue.Queue[Offer | None] = queue.Queue(maxsize=4)
+        self._worker: threading.Thread | None = None
+        self._control: PolicyControl | None = None
+        if self._settings.autostart and not autostart(self):
+            self.exit_code = 1
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load, verify and warm up; then listen. Inactive follows."""
+        try:
+            core = self._load()
+        except QamError as problem:
+            self.get_logger().error(str(problem))
+            return TransitionCallbackReturn.FAILURE
+        self._connect(core)
+        self._worker = threading.Thread(target=self._judge, name="updates", daemon=True)
+        self._worker.start()
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start proposing. Active follows."""
+        assert self._control is not None
+        self._control.start()
+        self._publish_status(self._updates.status)
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop proposing and write the timing. Inactive follows."""
+        self._stop_control()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of artifact, topics and threads. Unconfigured follows."""
+        self.close()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop whatever runs. Finalized follows."""
+        self.close()
+        return super().on_shutdown(state)
+
+    def close(self) -> None:
+        """Stop the threads, write the timing, leave all topics."""
+        self._stop_control()
+        if self._worker is not None:
+            self._offers.put(None)
+            self._worker.join(timeout=0.5)
+            self._worker = None
+        self._wiring.destroy()
+        self._control = None
+
+    def _stop_control(self) -> None:
+        if self._control is None or not self._control.stop():
+            return
+        if self._settings.run_dir:
+            self._control.timing.write(Path(self._settings.run_dir))
+
+    def _load(self) -> PolicyCore:
+        settings = self._settings
+        artifact = read_artifact(settings.artifact)
+        interface = artifact.interface
+        if settings.robot:
+            interface = load_interface(settings.robot, settings.overlay or None)
+        sampler = OnnxSampler(artifact, settings.threads)
+        error = verify(sampler, artifact)
+        core = PolicyCore(
+            artifact,
+            sampler,
+            settings.seed,
+            interface=interface,
+            lockstep=self._lockstep,
+            replan_every=settings.replan_every or None,
+        )
+        self._updates = PolicyUpdates(
+            artifact,
+            OnnxSampler(artifact),
+            robot=interface.robot,
+            budget=settings.swap_budget,
+            key=_read_key(settings.hmac_key),
+        )
+        self.get_logger().info(
+            f"policy version {core.version} of run {artifact.manifest.run_id}, golden chunks within "
+            f"{error:.1e}, seed {settings.seed}, session {core.session.hex()}"
+        )
+        return core
+
+    def _connect(self, core: PolicyCore) -> None:
+        wiring = self._wiring
+        self._send_status = wiring.talk(PolicyStatus, "policy_status", qos.STATUS)
+        control = self._control = PolicyControl(
+            core,
+            publish=wiring.talk(ActionProposal, "action_proposal", qos.HISTORY),
+            swapped=lambda swap: self._publish_status(self._updates.swapped(swap)),
+            bad_chunk=self._roll_back,
+            clock_ns=lambda: now_ns(self),
+            lockstep=self._lockstep,
+            phase_offset_ns=round(self._settings.phase_offset_s * 1e9),
+        )
+        # Events first: of several messages that wait, the executor takes those listed first.
+        wiring.listen(EpisodeEvent, "episode_event", control.on_event, qos.EVENT_IN)
+        for codec in sensor_codecs(core.interface).values():
+            if codec.topic in core.assembler.topics:
+                wiring.read(codec, control.on_observation, qos.SENSOR_IN)
+        wiring.listen(PolicyUpdate, "policy_update", self._on_update, qos.UPDATE)
+        wiring.service(Trigger, "~/rollback", self._on_rollback)
+        wiring.add(Diagnostics(self, self._diagnose))
+
+    def _on_update(self, message: PolicyUpdate) -> None:
+        result = self._updates.receive(message)
+        if isinstance(result, PolicyStatus):
+            self._publish_status(result)
+        elif result is not None:
+            self._offers.put(result)
+
+    def _judge(self) -> None:
+        """Worker thread: whatever takes longer than a tick allows."""
+        while (offer := self._offers.get()) is not None:
+            result = self._updates.judge(offer)
+            control = self._control
+            if isinstance(result, PolicyStatus):
+                self.get_logger().warning(
+                    f"update refused, {self._updates.last_refusal}"
+                )
+                self._publish_status(result)
+            elif control is not None:
+                control.offer(result)
+
+    def _on_rollback(
+        self, _: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        response.success, response.message = self._roll_back()
+        return response
+
+    def _roll_back(self) -> tuple[bool, str]:
+        candidate = self._updates.rollback()
+        if candidate is None or self._control is None:
+            return False, "no earlier version is kept"
+        self._control.offer(candidate)
+        return True, f"version {candidate.version} runs from the next chunk on"
+
+    def _publish_status(self, status: PolicyStatus) -> None:
+        self._send_status(replace(status, stamp_ns=now_ns(self)))
+
+    def _diagnose(self) -> Report:
+        control, updates = self._control, self._updates
+        assert control is not None
+        core = control.core
+        values: dict[str, object] = {
+            "version": core.version,
+            "swaps": updates.swaps,
+            "refused": updates.refused,
+            "last refusal": updates.last_refusal,
+            "chunks not finite": core.bad_chunks,
+            "malformed messages": self._wiring.malformed
+            + sum(core.assembler.rejected.values()),
+            **control.timing.summary(),
+        }
+        if core.bad_chunks:
+            return False, "the policy gives chunks that are not finite", values
+        return True, "proposing" if control.running else "inactive", values
+
+
+def _read_key(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as problem:
+        raise ConfigError(f"hmac_key: cannot read '{path}': {problem}") from problem
+    if len(key) < 16:
+        raise ConfigError(
+            f"hmac_key: '{path}' holds {len(key)} bytes; use at least 16 random ones"
+        )
+    return key
+
+
+def run(stop: Stop, args: list[str] | None) -> int:
+    """Run the node until a signal comes."""
+    return spin_node(PolicyNode, stop, args)
