@@ -99,7 +99,8 @@ def _follow_events(
         state = replace(state, last_tick_ns=None, in_episode=False)
         state = replace(state, restart=True, anchored=False)
     for event in inputs.events:
-        if event.kind == EpisodeKind.START and event.episode != state.episode:
+        known = (state.episode, state.episode_start_ns)  # ids may begin at 0, or anew
+        if event.kind == EpisodeKind.START and (event.episode, event.stamp_ns) != known:
             state = replace(
                 state,
                 episode=event.episode,
