@@ -198,7 +198,7 @@ def velocity_pullback(
 def _activation_pullback(
     params: Params, name: str, z: Tensor, weight: Tensor
 ) -> Pullback:
-    """Reverse of z -> norm(functional.gelu(z, approximate="tanh")) W for stored pre-activations z (K, B, width)."""
+    """Reverse of z -> norm(gelu(z)) W for stored pre-activations z (K, B, width)."""
     slope = torch.ops.aten.gelu_backward(torch.ones_like(z), z, approximate="tanh")
     scale = params.get(f"{name}/norm_scale")
     if scale is None:
