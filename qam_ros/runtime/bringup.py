@@ -12,13 +12,8 @@ from typing import Any
 
 from qam_ros.contract.errors import ConfigError, nearest
 from qam_ros.contract.reading import dump_yaml
-from qam_ros.runtime.bringup_file import (
-    BringupFile,
-    Process,
-    Value,
-    fill,
-    parse_bringup,
-)
+from qam_ros.runtime.bringup_file import BringupFile, Process, Value, fill
+from qam_ros.runtime.bringup_yaml import parse_bringup
 
 
 @dataclass(frozen=True)
