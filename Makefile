@@ -66,7 +66,7 @@ check: setup ## Lint, formatting, types, import rules, file sizes
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timings 2>&1 || $(BIN)/lint-imports --verbose
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/size_budget.py
 
 .PHONY: fmt

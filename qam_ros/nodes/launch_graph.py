@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
@@ -50,7 +51,7 @@ def _declare(argument: Argument) -> DeclareLaunchArgument:
     )
 
 
-def _node(spec: ProcessSpec, folder: os.PathLike[str]) -> Node:
+def _node(spec: ProcessSpec, folder: Path) -> Node:
     """Node of a process; the end of one that may not restart ends the launch."""
     environment = spec.environment or {}
     return Node(
