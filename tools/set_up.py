@@ -148,9 +148,7 @@ def install_torch(index: str | None) -> None:
 def install_packages(ros: str) -> None:
     """Install everything else and our own packages, editable."""
     extras = "train,sim,dev,ros" if ros == "wheels" else "train,sim,dev"
-    wanted = fingerprint(
-        extras, files=(CONSTRAINTS, ROOT / "setup.py", ROOT / "pyproject.toml")
-    )
+    wanted = fingerprint(extras, files=(CONSTRAINTS, ROOT / "setup.py"))
     if stamped("packages") == wanted:
         return
     say("pinned packages (a few minutes the first time)")
