@@ -151,15 +151,14 @@ def executed_keys(records: npt.NDArray[np.void]) -> set[tuple[bytes, int]]:
     Args:
         records: from ``read_guard_log``.
     """
-    spans: dict[int, dict[str, int]] = {}
+    spans: dict[tuple[bytes, int], dict[str, int]] = {}  # by session: episodes count anew
     for record in records[records["kind"] != ROW]:
         name = "start" if record["kind"] == KINDS[EpisodeKind.START] else "end"
-        spans.setdefault(int(record["episode"]), {})[name] = int(
-            record["observation_stamp_ns"]
-        )
+        owner = (record["session"].tobytes(), int(record["episode"]))
+        spans.setdefault(owner, {})[name] = int(record["observation_stamp_ns"])
     keys = set()
     for row in records[records["kind"] == ROW]:
-        span = spans.get(int(row["episode"]), {})
+        span = spans.get((row["session"].tobytes(), int(row["episode"])), {})
         stamp_ns = int(row["observation_stamp_ns"])
         if span.get("start", stamp_ns + 1) <= stamp_ns < span.get("end", stamp_ns + 1):
             keys.add((row["session"].tobytes(), int(row["seq"])))
