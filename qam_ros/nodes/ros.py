@@ -146,6 +146,7 @@ class Wiring:
                 logger = self._node.get_logger()
                 logger.warning(str(problem), throttle_duration_sec=5.0)
                 return
+            assert stamp_ns is not None  # the contract observes stamped types only
             callback(stamp_ns, {codec.topic: fields})
 
         self.subscription(codec.message_type, codec.topic, received, profile)

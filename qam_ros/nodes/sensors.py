@@ -63,13 +63,13 @@ class TopicCodec:
         self._names: list[str] = []
         self._order: npt.NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 
-    def decode(self, message: Any) -> tuple[int, dict[str, FloatArray]]:
-        """Stamp [ns] (0 for a type without header) and raw fields of a message.
+    def decode(self, message: Any) -> tuple[int | None, dict[str, FloatArray]]:
+        """Stamp [ns] (None for a type without header) and raw fields of a message.
 
         Raises:
             InterfaceError: a joint is missing, or an array has another length than the names.
         """
-        stamp_ns = from_time(message.header.stamp) if self.stamped else 0
+        stamp_ns = from_time(message.header.stamp) if self.stamped else None
         fields = {}
         for path, components in self._fields.items():
             value = attrgetter(path)(message)

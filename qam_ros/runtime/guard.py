@@ -65,7 +65,7 @@ def step(
     state = _follow_events(config, state, inputs)
     if state.last_tick_ns is not None:
         elapsed_ns = inputs.tick_ns - state.last_tick_ns
-        if 2 * elapsed_ns < config.period_ns:
+        if 2 * elapsed_ns < config.period_ns and state.mode != GuardMode.IDLE:
             return _refuse(config, state, inputs, session)
         if 2 * elapsed_ns > 3 * config.period_ns:
             state = _bridge_gap(config, state, elapsed_ns)

@@ -122,6 +122,8 @@ class PolicyCore:
         self._event = event
         if event.kind == EpisodeKind.START:
             self._start_ns = event.stamp_ns
+            if self._last_stamp_ns == event.stamp_ns:
+                self._last_stamp_ns = None
 
     def offer(self, candidate: Candidate) -> None:
         """Change to these weights at the next chunk boundary; a candidate still waiting is dropped."""
@@ -136,12 +138,15 @@ class PolicyCore:
         """In lockstep: whether a tick is due.
 
         That is when all topics carry the same, new stamp and it is known what episode it belongs to:
-        sensors may overtake the START that was sent before them.
+        sensors may overtake the START that was sent before them. The first START cannot be waited
+        for; if it comes second, its observation gets another tick.
         """
         stamp_ns = self.assembler.common_stamp_ns()
-        if stamp_ns is None or stamp_ns == self._last_stamp_ns or self._event is None:
+        if stamp_ns is None or stamp_ns == self._last_stamp_ns:
             return False
-        return self._event.kind == EpisodeKind.START or stamp_ns <= self._event.stamp_ns
+        if self._event is None or self._event.kind == EpisodeKind.START:
+            return True
+        return stamp_ns <= self._event.stamp_ns
 
     def tick(self, now_ns: int) -> ActionProposal:
         """Propose the next action.
