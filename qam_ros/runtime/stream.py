@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
+from collections import deque
 from dataclasses import dataclass
 
 from qam_ros.contract.errors import StreamError
@@ -30,6 +31,7 @@ class UplinkConfig:
         batch_rows: greatest number of rows in a batch.
         batch_bytes: greatest size of a batch, unless a single row is larger [byte].
         window_rows: greatest number of rows sent and not yet acknowledged.
+        window_batches: the same for batches; below the depth of the topic, which would drop them.
         resend_s: silence after which everything behind the acknowledgement is sent again [s].
     """
 
@@ -37,6 +39,7 @@ class UplinkConfig:
     window_rows: int = 4096
     resend_s: float = 1.0
     batch_bytes: int = 1 << 19
+    window_batches: int = 32
 
 
 class Uplink:
@@ -68,6 +71,7 @@ class Uplink:
         """Begin a new spool behind a position of the store."""
         self.spool = uuid.uuid4().bytes
         self.acked = self.sent = self._base = base
+        self._flying: deque[int] = deque()  # last position of each batch on its way
         self._regressions = 0
         self._regressed_ns = 0
 
@@ -83,11 +87,16 @@ class Uplink:
         ):
             self.resent += self.sent - self.acked
             self.sent = self.acked
+            self._flying.clear()
+        while self._flying and self._flying[0] <= self.acked:
+            self._flying.popleft()
         if self.sent == self.acked:
             self._progress_ns = now_ns
         batches = []
-        while (room := self.config.window_rows - (self.sent - self.acked)) > 0:
-            first, rows = self.store.read(self.sent, min(room, self._batch_rows))
+        while len(self._flying) < self.config.window_batches:
+            room = self.config.window_rows - (self.sent - self.acked)
+            limit = max(min(room, self._batch_rows), 0)
+            first, rows = self.store.read(self.sent, limit)
             if not rows.size:
                 break
             if first != self.sent + 1:
@@ -109,6 +118,7 @@ class Uplink:
                 )
             )
             self.sent += rows.size
+            self._flying.append(self.sent)
         return batches
 
     def acknowledge(self, ack: TransitionAck, now_ns: int) -> bool:

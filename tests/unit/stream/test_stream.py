@@ -69,6 +69,18 @@ def test_no_more_than_a_window_is_sent_without_acknowledgement(uplink):
     assert uplink.poll(SECOND // 2) == []
 
 
+def test_no_more_batches_are_on_their_way_than_the_topic_keeps(downlink, spool):
+    config = UplinkConfig(batch_rows=1, window_batches=3, resend_s=1.0)
+    uplink = Uplink(spool, "base", config)
+    batches = uplink.poll(0)
+    assert [batch.first_position for batch in batches] == [1, 2, 3]
+    assert uplink.poll(0) == []
+    uplink.acknowledge(downlink.receive(batches[0]).ack, 0)
+    assert [batch.first_position for batch in uplink.poll(0)] == [4]
+    again = uplink.poll(2 * SECOND)
+    assert [batch.first_position for batch in again] == [2, 3, 4]
+
+
 def test_large_rows_go_out_in_smaller_batches(spool):
     size = spool.dtype.itemsize
     for limit, expected in ((3 * size + 1, 3), (1, 1)):
