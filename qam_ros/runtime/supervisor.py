@@ -147,7 +147,7 @@ class Supervisor:
                 and slot.child.exit_code() is not None
             ):
                 self._ended(slot, slot.child)
-                if not slot.spec.respawn:
+                if slot.state == "failed" or not slot.spec.respawn:
                     logger.info("%s is needed: stopping the rest", slot.spec.name)
                     return False
             goes_on = goes_on or slot.state in ("waiting", "running")
@@ -172,7 +172,7 @@ class Supervisor:
         if code == 0:
             slot.state = "finished"
             logger.info("%s finished", name)
-        elif not slot.spec.respawn:
+        elif not slot.spec.respawn or self._is_hopeless(slot, child):
             slot.state, self._failed = "failed", True
             logger.error("%s failed (code %s), see %s", name, code, child.log)
         elif slot.in_a_row >= slot.spec.max_restarts:
@@ -190,6 +190,11 @@ class Supervisor:
         for line in child.last_lines(5) if code != 0 else ():
             logger.info("    %s: %s", name, line)
         self._record()
+
+    def _is_hopeless(self, slot: _Slot, child: Child) -> bool:
+        """A node that refuses its settings (code 1) when it first starts will do so again."""
+        first = slot.restarts == 0 and child.age_s() < self._backoff.stable_s
+        return first and child.exit_code() == 1
 
     def _stop_all(self) -> None:
         """Ask one after another to end, in reverse order; a second request kills the rest."""

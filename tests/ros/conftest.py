@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qam_ros.contract.errors import ConfigError
@@ -56,6 +57,39 @@ def ros_domain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[int]
     pytest.fail(
         "every ROS domain from 1 to 101 is taken: are old test processes running?"
     )
+
+
+@pytest.fixture(scope="session")
+def base_artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of an artifact for the robot mobile_base: a small network with random weights."""
+    torch = pytest.importorskip("torch", reason="needs torch: run make setup")
+    from qam_ros.contract.dataset import Dataset
+    from qam_ros.contract.interface import find_robot, load_interface
+    from qam_train.agents.common import Normaliser
+    from qam_train.agents.qam import QAMAgent
+    from qam_train.config import AgentConfig, NetworkConfig
+    from qam_train.export import Provenance, export_artifact
+
+    rng = np.random.default_rng(0)
+    ends = np.arange(300) % 30 == 29
+    dataset = Dataset(
+        observations=rng.uniform(0.0, 20.0, (300, 2)).astype(np.float32),
+        actions=rng.uniform(-1.0, 1.0, (300, 2)).astype(np.float32),
+        rewards=-np.ones(300, np.float32),
+        masks=np.ones(300, np.float32),
+        terminals=ends.astype(np.uint8),
+        valid=np.ones(300, np.uint8),
+        end_observations=np.zeros((int(ends.sum()), 2), np.float32),
+        extras={},
+    )
+    small = NetworkConfig((16, 16))
+    config = AgentConfig(flow_steps=3, chunk=3, actor=small, critic=small, critics=2)
+    normaliser = Normaliser.of(torch.as_tensor(dataset.observations))
+    agent = QAMAgent.init(config, 2, 2, torch.Generator().manual_seed(0), normaliser)
+    path = tmp_path_factory.mktemp("base") / "artifact"
+    interface = load_interface(find_robot("mobile_base"))
+    export_artifact(agent, interface, dataset, path, Provenance("test", "00" * 32))
+    return str(path)
 
 
 class NodeProcess(Child):

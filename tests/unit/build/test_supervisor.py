@@ -158,6 +158,15 @@ def test_a_child_that_always_fails_is_given_up_while_the_others_go_on(scene):
     assert scene.journal("learner") == ["up"] * 3
 
 
+def test_a_node_that_refuses_its_settings_at_the_first_start_ends_the_graph(scene):
+    refusing = FAILING.replace("SystemExit(3)", "SystemExit(1)")
+    graph = bringup(
+        scene, scene.spec("guard", GOOD), scene.spec("policy", refusing, respawn=True)
+    )
+    assert Supervisor(graph, FAST).run() == 1
+    assert scene.journal("policy") == ["up"]
+
+
 def test_the_end_of_a_process_that_may_not_restart_ends_the_graph(scene, caplog):
     graph = bringup(
         scene, scene.spec("policy", GOOD, respawn=True), scene.spec("guard", FAILING)
