@@ -164,6 +164,7 @@ class Record:
     stages: Mapping[str, float]  # seconds
     peak_rss_mib: float
     clean_stop: Mapping[str, float]
+    lockstep: Mapping[str, float]
     settings: str = ""
     film: Film | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)

@@ -65,6 +65,12 @@ def record() -> Record:
         stages={"data": 28.0, "offline": 120.0, "online": 95.0},
         peak_rss_mib=1650.0,
         clean_stop={"exit_code": 0, "processes_left": 0},
+        lockstep={
+            "steps_per_s": 46.2,
+            "credit_wait_s": 61.0,
+            "step_ms": 1.2,
+            "chunk_ms": 0.3,
+        },
         settings="seed: 0\n",
         film=Film(b"\x89PNG", "png", "before and after <side by side>"),
     )

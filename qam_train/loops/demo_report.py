@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's last stage: everything that was measured becomes a record, a page and a summary."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import yaml
+
+from qam_ros.contract.artifact import read_artifact
+from qam_train.config import to_mapping
+from qam_train.export import source_commit
+from qam_train.learner import REPLAY_LOG
+from qam_train.loops.demo_display import Display
+from qam_train.loops.demo_film import make_film, take
+from qam_train.loops.demo_measure import (
+    check_stream,
+    read_episodes,
+    read_rows,
+    read_swaps,
+    real_time,
+)
+from qam_train.loops.demo_online import robot_dir
+from qam_train.loops.demo_run import DemoRun
+from qam_train.loops.demo_stages import evaluation_config
+from qam_train.metrics import read_metrics
+from qam_train.report.page import page
+from qam_train.report.record import (
+    Film,
+    Record,
+    SuccessRate,
+    columns,
+    summary,
+    write_json,
+)
+from qam_train.versions import VersionFolder
+
+LATE_SHARE = 0.1  # of a period; the policy node's own measure of a late tick
+PACKAGES = ("torch", "onnxruntime", "mujoco", "ogbench", "numpy", "rclpy")
+
+
+def collect(run: DemoRun, film: Film | None) -> Record:
+    """Read everything the finished stages left behind."""
+    robot = robot_dir(run)
+    interface = read_artifact(run.path / "artifacts" / "offline").interface
+    rows = read_rows(robot / REPLAY_LOG, interface)
+    first_session = rows[(rows["session"] == rows["session"][0]).all(axis=1)]
+    lockstep_rows = first_session[np.argsort(first_session["seq"])]
+    online = run.result("online")
+    offline = read_metrics(run.path / "offline" / "metrics.jsonl")
+    records = list(VersionFolder(robot / "versions", 0).records.values())
+    evaluated = {**run.result("evaluate"), **run.result("evaluate online")}
+    data, export = run.result("data"), run.result("export")
+    real = run.result("real time")
+    return Record(
+        seed=run.config.seed,
+        machine=machine(),
+        dataset={name: float(value) for name, value in data.items()},
+        success={name: _rate(found) for name, found in evaluated.items()},
+        offline=columns(offline, "offline"),
+        online=columns(read_metrics(robot / "metrics.jsonl"), "online"),
+        episodes=read_episodes(robot, lockstep_rows),
+        swaps=read_swaps(records, lockstep_rows),
+        stream=check_stream(robot, interface),
+        lockstep_steps_per_s=round(online["lockstep"]["steps_per_s"], 2),
+        realtime=real_time(
+            robot / "timing" / "realtime",
+            interface.control_period_s,
+            run.config.robot.settle_s,
+            LATE_SHARE,
+        ),
+        parity={
+            name: float(export[name])
+            for name in ("probes", "largest_difference", "tolerance")
+        },
+        stages=run.seconds,
+        peak_rss_mib=run.peak_rss_mib,
+        clean_stop={
+            f"{name}: {key.replace('_', ' ')}": float(stage[key])
+            for name, stage in (("lockstep", online), ("real time", real))
+            for key in ("exit_code", "processes_left", "stop_s")
+        },
+        settings=yaml.safe_dump(to_mapping(run.config), sort_keys=False),
+        film=film,
+        lockstep=online["lockstep"],
+    )
+
+
+def draw_film(run: DemoRun, display: Display) -> Film | None:
+    """The first evaluation start at which base and fine-tuned policy differ, played by both."""
+    if not run.config.film:
+        return None
+    before = run.result("evaluate")["base"]["successes"]
+    after = run.result("evaluate online")["online"]["successes"]
+    differ = [
+        i for i, pair in enumerate(zip(before, after, strict=True)) if pair == (0, 1)
+    ]
+    index = differ[0] if differ else 0
+    takes = [
+        take(evaluation_config(run, run.path / "artifacts" / name), index)
+        for name in ("base", "online")
+    ]
+    film = make_film(
+        takes[0],
+        takes[1],
+        ("cloned base", "fine-tuned"),
+        world=run.config.world,
+        task=run.config.task,
+        folder=run.path / "film",
+    )
+    display.result(film.caption)
+    return film
+
+
+def write_report(run: DemoRun, display: Display, result: dict[str, Any]) -> None:
+    """The film; page and summary follow once this stage's own time is known."""
+    film = draw_film(run, display)
+    if film is not None:
+        (run.path / "film").mkdir(exist_ok=True)
+        (run.path / "film" / f"film.{film.kind}").write_bytes(film.data)
+        result["film"] = {"kind": film.kind, "caption": film.caption}
+    collect(run, film)  # whatever is missing is found out here, inside the stage
+
+
+def finish(run: DemoRun) -> Record:
+    """Write `report.html` and `summary.json` of a run whose stages are all finished."""
+    drawn = run.result("report").get("film")
+    film = None
+    if drawn is not None:
+        data = (run.path / "film" / f"film.{drawn['kind']}").read_bytes()
+        film = Film(data, drawn["kind"], drawn["caption"])
+    record = collect(run, film)
+    write_json(run.path / "summary.json", summary(record))
+    (run.path / "report.html").write_text(page(record), encoding="utf-8")
+    return record
+
+
+def machine() -> dict[str, str]:
+    """Processor, system and versions this run used."""
+    return {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "commit": source_commit(),
+    }
+
+
+def _version(name: str) -> str:
+    names = {"rclpy": ("rclpy", "ros-rclpy")}.get(name, (name,))
+    for candidate in names:
+        try:
+            return version(candidate)
+        except ModuleNotFoundError:  # PackageNotFoundError: the other name
+            continue
+    return "unknown"
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _rate(found: Mapping[str, Any]) -> SuccessRate:
+    return SuccessRate(
+        found["mean"], found["low"], found["high"], int(found["episodes"])
+    )
