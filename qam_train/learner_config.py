@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of online fine-tuning, and the arithmetic between rows, updates and credit.
 
-    updates due   = floor(UTD * (rows - start_rows))            rows up to online_steps
-    allowed steps = start_rows + floor(updates / UTD) + W       the plant's credit
+    updates due   = floor(UTD * (rows - start_rows))                   rows up to online_steps
+    allowed steps = start_rows + ceil((updates + 1) / UTD) - 1 + W     the plant's credit
 
-So learning does not depend on how fast the machine is: a plant in lockstep waits for the updates,
+(updates / UTD + W at UTD 1; below it, the rows of the next update are granted at once.) So learning does not depend on how fast the machine is: a plant in lockstep waits for the updates,
 and the updates wait for rows.
 """
 
@@ -107,12 +107,8 @@ class LearnerConfig:
             updates: updates done.
             unplayed: steps that are known to have left no row, which would use up the window.
         """
-        return (
-            self.start_rows
-            + math.floor(updates / _exact(self.utd))
-            + self.window
-            + unplayed
-        )
+        paid = math.ceil((updates + 1) / _exact(self.utd)) - 1
+        return self.start_rows + paid + self.window + unplayed
 
     def learning_rate(self, update: int) -> float:
         """Learning rate of one update, counted from 0."""

@@ -2,38 +2,12 @@
 """Rows of the stream become the consecutive rows that the chunk sampler needs."""
 
 import numpy as np
-import pytest
 import torch
 
 from qam_ros.contract.conversion import from_transitions
-from qam_ros.contract.interface import find_robot, load_interface
-from qam_ros.contract.transition import transition_dtype
 from qam_train.data.dataset import FlatDataset
 from qam_train.data.replay import Replay
 from qam_train.data.stream_replay import StreamReplay
-
-
-@pytest.fixture(scope="module")
-def interface():
-    return load_interface(find_robot("mobile_base"))
-
-
-def make_rows(interface, episodes, session=1, first_seq=0):
-    """Episodes of given lengths; the last row of each stores its next observation."""
-    rows = np.zeros(sum(episodes), transition_dtype(interface))
-    rows["session"] = session
-    rows["seq"] = first_seq + np.arange(rows.size)
-    rows["episode"] = np.repeat(np.arange(len(episodes)), episodes)
-    rows["step"] = np.concatenate([np.arange(n) for n in episodes])
-    rows["observation"][:, 0] = rows["seq"]
-    rows["observation_stamp_ns"] = rows["seq"] + session * 10**9
-    rows["executed"][:, 0] = rows["seq"] / 1000
-    rows["reward"] = -1.0
-    last = np.cumsum(episodes) - 1
-    rows["has_next"][last] = 1
-    rows["next_observation"][last, 0] = rows["seq"][last] + 0.5
-    rows["truncated"][last] = 1
-    return rows
 
 
 def make_stream(interface, **settings):
@@ -69,8 +43,8 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(fields(found)[name], value, err_msg=name)
 
 
-def test_rows_one_by_one_give_the_dataset_of_the_contract(interface):
-    rows = make_rows(interface, [5, 1, 4])
+def test_rows_one_by_one_give_the_dataset_of_the_contract(interface, rows_of):
+    rows = rows_of([5, 1, 4])
     rows["terminated"][5], rows["truncated"][5] = 1, 0
     rows["masked"][7] = 1
     stream = make_stream(interface)
@@ -81,8 +55,8 @@ def test_rows_one_by_one_give_the_dataset_of_the_contract(interface):
     assert stream.counters.masked == 1
 
 
-def test_order_of_arrival_inside_the_window_does_not_matter(interface):
-    rows = make_rows(interface, [20, 30, 10])
+def test_order_of_arrival_inside_the_window_does_not_matter(interface, rows_of):
+    rows = rows_of([20, 30, 10])
     expected = make_stream(interface)
     expected.extend(rows)
     shuffled = np.random.default_rng(0).permutation(rows.size)
@@ -93,8 +67,8 @@ def test_order_of_arrival_inside_the_window_does_not_matter(interface):
     assert stream.counters.gaps == stream.counters.late == 0
 
 
-def test_newest_row_waits_for_its_successor(interface):
-    rows = make_rows(interface, [4])
+def test_newest_row_waits_for_its_successor(interface, rows_of):
+    rows = rows_of([4])
     stream = make_stream(interface)
     stream.extend(rows[:2])
     assert stream.replay.online.size == 1
@@ -102,8 +76,8 @@ def test_newest_row_waits_for_its_successor(interface):
     assert stream.replay.online.size == 4
 
 
-def test_a_chunk_that_reaches_a_missing_row_has_no_weight(interface):
-    rows = make_rows(interface, [12])
+def test_a_chunk_that_reaches_a_missing_row_has_no_weight(interface, rows_of):
+    rows = rows_of([12])
     stream = make_stream(interface, reorder_window=3)
     stream.extend(np.delete(rows, 5))
     view = stream.replay.online.view()
@@ -115,8 +89,10 @@ def test_a_chunk_that_reaches_a_missing_row_has_no_weight(interface):
     assert batch.next_observations[1, 0] == 4
 
 
-def test_a_row_after_its_gap_was_given_up_is_kept_as_its_own_segment(interface):
-    rows = make_rows(interface, [12])
+def test_a_row_after_its_gap_was_given_up_is_kept_as_its_own_segment(
+    interface, rows_of
+):
+    rows = rows_of([12])
     stream = make_stream(interface, reorder_window=3)
     stream.extend(np.delete(rows, 5))
     stream.extend(rows[5:6])
@@ -125,8 +101,8 @@ def test_a_row_after_its_gap_was_given_up_is_kept_as_its_own_segment(interface):
     assert (view.terminals[-1], view.valid[-1]) == (1, 0)
 
 
-def test_a_new_guard_session_ends_the_segment_of_the_one_before(interface):
-    first, second = make_rows(interface, [6]), make_rows(interface, [5], session=2)
+def test_a_new_guard_session_ends_the_segment_of_the_one_before(interface, rows_of):
+    first, second = rows_of([6]), rows_of([5], session=2)
     stream = make_stream(interface)
     stream.extend(first[:3])
     stream.extend(second)
@@ -136,8 +112,8 @@ def test_a_new_guard_session_ends_the_segment_of_the_one_before(interface):
     np.testing.assert_array_equal(view.valid.numpy(), [1, 1, 0, 1, 1, 1, 1, 1, 0])
 
 
-def test_masked_rows_are_kept_finite_and_never_trusted(interface):
-    rows = make_rows(interface, [5])
+def test_masked_rows_are_kept_finite_and_never_trusted(interface, rows_of):
+    rows = rows_of([5])
     rows["masked"][2] = 1
     rows["observation"][2] = np.nan
     rows["reward"][2] = np.inf
@@ -149,8 +125,8 @@ def test_masked_rows_are_kept_finite_and_never_trusted(interface):
     assert torch.isfinite(view.rewards).all()
 
 
-def test_steps_without_a_row_are_counted(interface):
-    rows = make_rows(interface, [6, 6])
+def test_steps_without_a_row_are_counted(interface, rows_of):
+    rows = rows_of([6, 6])
     lost = np.delete(rows, [2, 3, 6])
     lost["seq"] = np.arange(lost.size)
     stream = make_stream(interface)

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learner without ROS: durable intake of the stream, online training, versions for the robot.
+
+Two threads may share it. The intake side (receive, heard, outgoing, status) only moves data and never
+waits for training. The training side (work, checkpoint) owns agent and replay. A batch is
+acknowledged once its rows are in the replay log; after a kill the replay is rebuilt from that log and
+training goes on from the last checkpoint, so no row is lost and none counts twice.
+
+The robot is never worse off: every version passes the gate here before it is offered, and the
+robot's own gate has the last word.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from qam_ros.contract.artifact import Artifact, Golden
+from qam_ros.contract.messages import (
+    LearnerStatus,
+    PolicyStatus,
+    PolicyUpdate,
+    TransitionAck,
+    TransitionBatch,
+)
+from qam_ros.runtime import gate
+from qam_ros.runtime.sampler import OnnxSampler
+from qam_ros.runtime.store import TransitionStore
+from qam_ros.runtime.stream import Downlink
+from qam_train.agents.qam import QAMAgent
+from qam_train.checkpoint import (
+    checkpoint_path,
+    latest_checkpoint,
+    read_checkpoint,
+    remove_old,
+    write_checkpoint,
+)
+from qam_train.config import save_config
+from qam_train.data.dataset import FlatDataset
+from qam_train.data.stream_replay import Rows
+from qam_train.deployed import policy_chunks, policy_weights
+from qam_train.learner_config import LearnerConfig
+from qam_train.metrics import MetricsWriter
+from qam_train.online_trainer import OnlineTrainer
+from qam_train.versions import Offers, VersionFolder, VersionRecord
+
+logger = logging.getLogger(__name__)
+
+REPLAY_LOG = "replay.sqlite"
+_LOAD_ROWS = 4096
+_RATE_UPDATES = 50
+
+
+class LearnerCore:
+    """Learner of one robot.
+
+    Args:
+        config: settings.
+        agent: the agent after offline training; a checkpoint in run_dir goes before it.
+        artifact: the policy that the robot started with; gives probes, interface and graph.
+        offline: the dataset of the offline training.
+        run_dir: folder of replay log, checkpoints, versions and metrics; continued if it has any.
+        robot: robot name in batches and acknowledgements.
+        run_id: training run.
+        key: shared key that updates are signed with; None signs nothing.
+        clock_s: monotonic time [s].
+
+    Raises:
+        QamError: the run in run_dir does not fit these settings, or its files are damaged.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        agent: QAMAgent,
+        artifact: Artifact,
+        offline: FlatDataset,
+        run_dir: Path,
+        *,
+        robot: str,
+        run_id: str,
+        key: bytes | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.run_id = run_id
+        self.trainer = OnlineTrainer(config, agent, offline)
+        self._artifact = artifact
+        self._sampler = OnnxSampler(artifact)
+        self._clock_s = clock_s
+        newest = latest_checkpoint(run_dir / "checkpoints")
+        if newest is not None:
+            self.trainer.restore(read_checkpoint(newest))
+            logger.info("continuing from %s", newest)
+        self.store = TransitionStore(run_dir / REPLAY_LOG, artifact.interface)
+        self.downlink = Downlink(self.store, robot)
+        self._arrived: deque[Rows] = deque()
+        self._load_replay()
+        self.rows = self.store.last_position
+        folder = VersionFolder(run_dir / "versions", artifact.manifest.policy_version)
+        self.offers = Offers(folder, run_id, key, config.reoffer_s)
+        self._versioned_at = self._resume_offers()
+        self._finished_s: deque[float] = deque(maxlen=_RATE_UPDATES)
+        save_config(config, run_dir / "config.yaml")
+        self._metrics = MetricsWriter(
+            run_dir, None if newest is None else self.trainer.updates
+        )
+
+    # Intake: one thread; moves data only.
+
+    def receive(self, batch: TransitionBatch) -> TransitionAck:
+        """Commit a batch durably; the acknowledgement may be sent at once.
+
+        Raises:
+            StreamError, TransitionError: the batch is refused; nothing of it was taken.
+        """
+        receipt = self.downlink.receive(batch)
+        self._arrive(receipt.rows)
+        return receipt.ack
+
+    def take(self, rows: Rows) -> None:
+        """Commit rows that come without the stream's protocol, from the same process."""
+        self._arrive(self.store.append(rows))
+
+    def heard(self, status: PolicyStatus) -> None:
+        """Take in what the robot runs and its last verdict."""
+        self.offers.heard(status)
+
+    def outgoing(self) -> list[PolicyUpdate]:
+        """Parts of a policy update to send now."""
+        return self.offers.due(self._clock_s())
+
+    def status(self, stamp_ns: int) -> LearnerStatus:
+        """Heartbeat: progress, and the credit of a simulated plant.
+
+        While the last version waits for its verdict, the plant gets one more window for every
+        sending: a robot that stands still cannot swap.
+
+        Args:
+            stamp_ns: present time [ns].
+        """
+        allowed = self.trainer.allowed_steps
+        if self.trainer.complete and not self.finished:
+            allowed += self.config.window * self.offers.sendings
+        return LearnerStatus(
+            stamp_ns=stamp_ns,
+            run_id=self.run_id,
+            updates=self.trainer.updates,
+            rows=self.rows,
+            allowed_steps=allowed,
+            version=self.offers.folder.newest,
+            finished=self.finished,
+            updates_per_s=self._updates_per_s(),
+        )
+
+    @property
+    def finished(self) -> bool:
+        """All updates are done and the last version has its verdict."""
+        return (
+            self.trainer.complete
+            and self._versioned_at >= self.trainer.updates
+            and self.offers.outstanding is None
+        )
+
+    # Training: one thread, the owner of agent and replay.
+
+    def work(self) -> bool:
+        """Take in rows that arrived and do one update if one is due.
+
+        Returns:
+            Whether an update was done; if not, there is nothing to do until rows arrive.
+
+        Raises:
+            NonFiniteError: training broke; the last checkpoint is good.
+        """
+        while self._arrived:
+            self.trainer.extend(self._arrived.popleft())
+        updated = self.trainer.due > 0
+        if updated:
+            metrics = self.trainer.update()
+            self._finished_s.append(self._clock_s())
+            self._after_update(metrics)
+        elif self.trainer.complete and self._versioned_at < self.trainer.updates:
+            self.make_version()
+            self.checkpoint()
+        return updated
+
+    def make_version(self) -> VersionRecord:
+        """Write the present policy as a version; offer it if it passes the gate here."""
+        folder = self.offers.folder
+        probes = self._artifact.golden
+        weights = policy_weights(self.trainer.agent)
+        chunks = policy_chunks(self.trainer.agent, probes.observations, probes.noise)
+        record = VersionRecord(
+            folder.newest + 1, self.trainer.updates, self.trainer.rows
+        )
+        self._versioned_at = record.updates
+        verdict = gate.check(
+            weights,
+            self._reference(),
+            self._run,
+            Golden(probes.observations, probes.noise, chunks),
+            self._artifact.manifest.tolerance,
+            self.config.max_probe_change,
+        )
+        if not verdict.accepted:
+            record = replace(
+                record, accepted=False, reason=f"by the learner: {verdict.reason}"
+            )
+            logger.warning(
+                "version %d is not offered: %s", record.version, verdict.reason
+            )
+        folder.add(record, weights, chunks)
+        if verdict.accepted:
+            self.offers.add(record.version)
+        return record
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint that a killed learner continues from."""
+        tensors, metadata = self.trainer.checkpoint()
+        directory = self.run_dir / "checkpoints"
+        path = checkpoint_path(directory, self.trainer.updates)
+        write_checkpoint(path, tensors, {**metadata, "run_id": self.run_id})
+        remove_old(directory, self.config.keep_checkpoints)
+
+    def close(self, *, save: bool = True) -> None:
+        """Close the files; save writes a checkpoint first (not after training broke)."""
+        if save:
+            self.checkpoint()
+        self._metrics.close()
+        self.store.close()
+
+    def _after_update(self, metrics: Mapping[str, Tensor]) -> None:
+        config, updates = self.config, self.trainer.updates
+        if updates % config.log_every == 0 or self.trainer.complete:
+            self._log(metrics)
+        if updates % config.offer_every == 0:
+            self.make_version()
+        if updates % config.checkpoint_every == 0:
+            self.checkpoint()
+
+    def _log(self, metrics: Mapping[str, Tensor]) -> None:
+        trainer, counters = self.trainer, self.trainer.stream.counters
+        row: dict[str, float | str] = {
+            "stage": "online",
+            "lr": self.config.learning_rate(trainer.updates - 1),
+            "online/rows": float(trainer.rows),
+            "online/masked": float(counters.masked),
+            "online/gaps": float(counters.gaps),
+            "online/updates_per_s": self._updates_per_s(),
+            **{name: float(value) for name, value in metrics.items()},
+        }
+        self._metrics.write(trainer.updates, row)
+
+    def _load_replay(self) -> None:
+        """Take the rows of the log in again, in the order in which they came."""
+        position = 0
+        while True:
+            first, rows = self.store.read(position, _LOAD_ROWS)
+            if not rows.size:
+                return
+            self.trainer.extend(rows)
+            position = first + rows.size - 1
+
+    def _arrive(self, rows: Rows) -> None:
+        if rows.size:
+            self.rows += rows.size
+            self._arrived.append(rows)
+
+    def _resume_offers(self) -> int:
+        """Offer the newest version again if its verdict never came; updates it was made after."""
+        folder = self.offers.folder
+        made = [r for r in folder.records.values() if r.updates <= self.trainer.updates]
+        if not made:
+            return 0
+        newest = max(made, key=lambda record: record.version)
+        if newest.accepted is None:
+            self.offers.add(newest.version)
+        return newest.updates
+
+    def _reference(self) -> gate.Weights:
+        """Weights the robot runs as far as is known here."""
+        accepted = self.offers.folder.accepted
+        if not accepted:
+            return self._artifact.weights
+        return self.offers.folder.weights(accepted[-1])[0]
+
+    def _run(
+        self,
+        weights: gate.Weights,
+        observations: npt.NDArray[np.float32],
+        noise: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        self._sampler.set_weights(weights)
+        return self._sampler.sample_all(observations, noise)
+
+    def _updates_per_s(self) -> float:
+        times = tuple(self._finished_s)
+        if len(times) < 2 or self._clock_s() - times[-1] > 1.0:
+            return 0.0
+        return (len(times) - 1) / max(times[-1] - times[0], 1e-9)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Versions of the policy that a run made: weights on disk, verdicts beside them, offers to the robot.
+
+A version is on disk before it is offered, so a number never stands for two policies. One version at a
+time waits for the robot's verdict and is offered again until it comes. A robot whose policy process
+was started anew runs the artifact again: it is offered the accepted versions in their order, because
+the step from the artifact to the newest may be larger than its gate allows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load
+
+from qam_ros.contract.errors import ArtifactError
+from qam_ros.contract.messages import PolicyStatus, PolicyUpdate
+from qam_ros.contract.weights import Weights, encode_weights
+from qam_ros.runtime.update_parts import GOLDEN_NAME, split_update
+
+_NAME = re.compile(r"v(\d{6,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """What is known of a version.
+
+    Args:
+        version: its number.
+        updates: updates of the run when it was made.
+        rows: rows of the run when it was made.
+        accepted: the verdict; None as long as there is none.
+        reason: the verdict in words.
+        probe_change: mean action change on the probes against what ran; 0 without a verdict.
+        swap_ms: time the robot took to swap it in [ms].
+    """
+
+    version: int
+    updates: int
+    rows: int
+    accepted: bool | None = None
+    reason: str = ""
+    probe_change: float = 0.0
+    swap_ms: float = 0.0
+
+
+class VersionFolder:
+    """Versions on disk: vNNNNNN.safetensors and a record vNNNNNN.json.
+
+    Args:
+        path: the folder; made if missing.
+        parent: version the run started from; all numbers are higher.
+    """
+
+    def __init__(self, path: Path, parent: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.records = {number: self._read_record(number) for number in self._numbers()}
+        self.newest: int = max([parent, *self.records])
+
+    def add(
+        self, record: VersionRecord, weights: Weights, chunks: npt.NDArray[np.float32]
+    ) -> None:
+        """Write a new version: weights, and the chunks (64, H, A) they give on the probes."""
+        blob = encode_weights({**weights, GOLDEN_NAME: chunks})
+        _write(self._weights_path(record.version), blob)
+        self.note(record)
+
+    def note(self, record: VersionRecord) -> None:
+        """Write what is known of a version now."""
+        self.records[record.version] = record
+        self.newest = max(self.newest, record.version)
+        path = self._weights_path(record.version).with_suffix(".json")
+        _write(path, (json.dumps(asdict(record)) + "\n").encode())
+
+    def blob(self, number: int) -> bytes:
+        """Safetensors blob of a version, as it is offered."""
+        return self._weights_path(number).read_bytes()
+
+    def weights(self, number: int) -> tuple[Weights, npt.NDArray[np.float32]]:
+        """Weights of a version, and its golden chunks.
+
+        Raises:
+            ArtifactError: there is no such version.
+        """
+        if number not in self.records:
+            raise ArtifactError(
+                f"{self.path}: no version {number}; there are {sorted(self.records)}"
+            )
+        tensors = load(self.blob(number))
+        return tensors, tensors.pop(GOLDEN_NAME)
+
+    @property
+    def accepted(self) -> list[int]:
+        """Numbers of the versions the robot accepted, in order."""
+        records = tuple(self.records.items())  # another thread may add one meanwhile
+        return sorted(number for number, record in records if record.accepted)
+
+    def _weights_path(self, number: int) -> Path:
+        return self.path / f"v{number:06d}.safetensors"
+
+    def _numbers(self) -> list[int]:
+        found = (_NAME.fullmatch(path.name) for path in self.path.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def _read_record(self, number: int) -> VersionRecord:
+        path = self._weights_path(number).with_suffix(".json")
+        if not path.is_file():  # killed between the two files
+            return VersionRecord(number, 0, 0, accepted=False, reason="never offered")
+        return VersionRecord(**json.loads(path.read_text()))
+
+
+class Offers:
+    """Which version to send now, and what the robot said. Its methods may be called from any thread.
+
+    Args:
+        folder: the versions.
+        run_id: training run.
+        key: shared key that updates are signed with; None signs nothing.
+        reoffer_s: silence after which an offer is repeated [s].
+    """
+
+    def __init__(
+        self, folder: VersionFolder, run_id: str, key: bytes | None, reoffer_s: float
+    ) -> None:
+        self.folder = folder
+        self._run_id = run_id
+        self._key = key
+        self._reoffer_s = reoffer_s
+        self._lock = threading.Lock()
+        self._waiting: list[int] = []
+        self._running: int | None = None
+        self._sent_s: float | None = None
+        self.sendings = 0
+
+    @property
+    def outstanding(self) -> int | None:
+        """Version that waits for its verdict."""
+        with self._lock:
+            return self._waiting[0] if self._waiting else None
+
+    def add(self, number: int) -> None:
+        """Offer a new version, after the one that waits; others that wait are passed over."""
+        with self._lock:
+            kept = [
+                n
+                for n in self._waiting
+                if n == self._waiting[0] or self.folder.records[n].accepted
+            ]
+            self._waiting = [*kept, number]
+
+    def heard(self, status: PolicyStatus) -> None:
+        """Take in what the robot runs and its last verdict."""
+        with self._lock:
+            self._running = status.running_version
+            record = self.folder.records.get(status.offered_version)
+            judged = bool(self._waiting) and status.offered_version == self._waiting[0]
+            if record is not None and (judged or record.accepted is None):
+                self._note(record, status)
+            if judged:
+                del self._waiting[0]
+                self._sent_s, self.sendings = None, 0
+            if status.swaps == 0:
+                self._offer_again()
+
+    def due(self, now_s: float) -> list[PolicyUpdate]:
+        """Parts to send now; nothing before the robot was heard.
+
+        Args:
+            now_s: monotonic time [s].
+        """
+        with self._lock:
+            if self._running is None or not self._waiting:
+                return []
+            if self._sent_s is not None and now_s - self._sent_s < self._reoffer_s:
+                return []
+            self._sent_s = now_s
+            self.sendings += 1
+            return split_update(
+                self.folder.blob(self._waiting[0]),
+                run_id=self._run_id,
+                version=self._waiting[0],
+                parent_version=self._running,
+                key=self._key,
+            )
+
+    def _note(self, record: VersionRecord, status: PolicyStatus) -> None:
+        self.folder.note(
+            replace(
+                record,
+                accepted=status.accepted,
+                reason=status.reason,
+                probe_change=status.probe_change,
+                swap_ms=status.swap_ms,
+            )
+        )
+
+    def _offer_again(self) -> None:
+        """A policy process that never swapped runs its artifact: bring it up to date in steps."""
+        assert self._running is not None
+        behind = [n for n in self.folder.accepted if n > self._running]
+        missing = [n for n in behind if n not in self._waiting]
+        if missing:
+            self._waiting = sorted({*missing, *self._waiting})
+            self._sent_s, self.sendings = None, 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file so that after a kill it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
