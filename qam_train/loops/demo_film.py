@@ -126,7 +126,7 @@ def make_film(
         f"Real speed; drawn by {drawn}."
     )
     data = encode_mp4(side_by_side(*labelled), 1.0 / (EVERY * period_s))
-    return Film(data, "mp4", caption)
+    return Film(data, caption)
 
 
 def _outcome(shot: Take, frame: int) -> str:

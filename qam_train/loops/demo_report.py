@@ -41,6 +41,7 @@ from qam_train.report.record import (
 from qam_train.versions import VersionFolder
 
 LATE_SHARE = 0.1  # of a period; the policy node's own measure of a late tick
+FILM = "film/film.mp4"
 PACKAGES = ("torch", "onnxruntime", "mujoco", "ogbench", "numpy", "rclpy")
 
 
@@ -121,19 +122,15 @@ def write_report(run: DemoRun, display: Display, result: dict[str, Any]) -> None
     """The film; page and summary follow once this stage's own time is known."""
     film = draw_film(run, display)
     if film is not None:
-        (run.path / "film").mkdir(exist_ok=True)
-        (run.path / "film" / f"film.{film.kind}").write_bytes(film.data)
-        result["film"] = {"kind": film.kind, "caption": film.caption}
+        (run.path / FILM).write_bytes(film.data)
+        result["film"] = film.caption
     collect(run, film)  # whatever is missing is found out here, inside the stage
 
 
 def finish(run: DemoRun) -> Record:
     """Write `report.html` and `summary.json` of a run whose stages are all finished."""
-    drawn = run.result("report").get("film")
-    film = None
-    if drawn is not None:
-        data = (run.path / "film" / f"film.{drawn['kind']}").read_bytes()
-        film = Film(data, drawn["kind"], drawn["caption"])
+    caption = run.result("report").get("film")
+    film = None if caption is None else Film((run.path / FILM).read_bytes(), caption)
     record = collect(run, film)
     write_json(run.path / "summary.json", summary(record))
     (run.path / "report.html").write_text(page(record), encoding="utf-8")

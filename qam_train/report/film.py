@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames to a film for the page: two episodes side by side, labelled, h264 in an mp4 or still frames."""
+"""Frames to a film for the page: two episodes side by side, labelled, h264 in an mp4."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Frame = NDArray[np.uint8]  # (height, width, 3)
 
+_BLOCK = 16  # h264 players expect sizes that are multiples of it
 _BAND = 26  # height of the caption band [pixels]
 
 
@@ -53,20 +54,22 @@ def encode_mp4(frames: Sequence[Frame], frames_per_s: float) -> bytes:
         path = Path(folder) / "film.mp4"
         imageio.imwrite(
             path,
-            np.stack(list(frames)),
+            np.stack([_padded(frame) for frame in frames]),
             plugin="FFMPEG",
             fps=frames_per_s,
             codec="libx264",
             quality=None,
             ffmpeg_params=["-crf", "28"],
-            macro_block_size=16,
+            macro_block_size=_BLOCK,
         )
         return path.read_bytes()
 
 
-def contact_sheet(frames: Sequence[Frame], count: int = 6) -> Frame:
-    """``count`` frames of a film, evenly spread in time, below each other."""
-    chosen = (
-        np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+def _padded(frame: Frame) -> Frame:
+    """The frame with white at the right and below, up to whole blocks."""
+    height, width, _ = frame.shape
+    return np.pad(
+        frame,
+        ((0, -height % _BLOCK), (0, -width % _BLOCK), (0, 0)),
+        constant_values=255,
     )
-    return np.concatenate([frames[i] for i in chosen], axis=0)

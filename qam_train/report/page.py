@@ -147,10 +147,7 @@ def _film(film: Film | None) -> str:
     if film is None:
         return ""
     data = base64.b64encode(film.data).decode("ascii")
-    if film.kind == "mp4":
-        body = f'<video controls loop muted autoplay playsinline src="data:video/mp4;base64,{data}"></video>'
-    else:
-        body = f'<img src="data:image/png;base64,{data}" alt="{escape(film.caption)}">'
+    body = f'<video controls loop muted autoplay playsinline src="data:video/mp4;base64,{data}"></video>'
     return f"<h2>Before and after</h2><figure>{body}<figcaption>{escape(film.caption)}</figcaption></figure>"
 
 

@@ -135,13 +135,11 @@ class Film:
     """Episode before and after fine-tuning, for the page.
 
     Args:
-        data: an mp4 (h264) or a PNG.
-        kind: 'mp4' or 'png'.
+        data: an mp4 (h264).
         caption: what is seen, and how it was drawn.
     """
 
     data: bytes
-    kind: str
     caption: str
 
 

@@ -72,5 +72,5 @@ def record() -> Record:
             "chunk_ms": 0.3,
         },
         settings="seed: 0\n",
-        film=Film(b"\x89PNG", "png", "before and after <side by side>"),
+        film=Film(b"film", "before and after <side by side>"),
     )
