@@ -199,7 +199,7 @@ class EvaluateArguments:
     """Seed of the episodes."""
     workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 2
     """Worker processes."""
-    overlay: Path | None = None
+    overlay: str | None = None
     """Overlay of a deployment: a file or a name in config/robot."""
     max_episode_steps: int = 0
     """Truncate after so many steps; 0: the world's own limit."""

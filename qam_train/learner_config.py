@@ -4,8 +4,9 @@
     updates due   = floor(UTD * (rows - start_rows))                   rows up to online_steps
     allowed steps = start_rows + ceil((updates + 1) / UTD) - 1 + W     the plant's credit
 
-(updates / UTD + W at UTD 1; below it, the rows of the next update are granted at once.) So learning does not depend on how fast the machine is: a plant in lockstep waits for the updates,
-and the updates wait for rows.
+At UTD 1 that is updates + W; below 1 the rows of the next update are granted at once. So learning
+does not depend on how fast the machine is: a plant in lockstep waits for the updates, and the
+updates wait for rows.
 """
 
 from __future__ import annotations

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from qam_ros.contract.artifact import read_artifact
-from qam_ros.contract.errors import ConfigError, InterfaceError
-from qam_ros.contract.interface import RobotInterface, apply_overlay, find_robot
-from qam_ros.contract.reading import load_yaml
+from qam_ros.contract.errors import ConfigError
+from qam_ros.contract.interface import (
+    RobotInterface,
+    check_same_semantics,
+    load_interface,
+)
 from qam_ros.runtime.guard_config import guard_config
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.policy import PolicyCore
@@ -42,7 +45,7 @@ class EvaluationConfig:
     world: str
     task: int | None = None
     seed: int = 0
-    overlay: Path | None = None
+    overlay: str | Path | None = None
     max_episode_steps: int = 0
 
 
@@ -104,10 +107,11 @@ def check_world(world: str, interface: RobotInterface) -> None:
 
 
 def deployment_interface(
-    interface: RobotInterface, overlay: Path | None
+    interface: RobotInterface, overlay: str | Path | None
 ) -> RobotInterface:
-    """The artifact's interface with a deployment's limits and topics."""
+    """The policy's robot with a deployment's limits and topics, as its nodes load it."""
     if overlay is None:
         return interface
-    path = overlay if overlay.is_file() else find_robot(str(overlay))
-    return apply_overlay(interface, load_yaml(path, InterfaceError), str(path))
+    deployed = load_interface(interface.robot, overlay)
+    check_same_semantics(interface, deployed, f"overlay {overlay}")
+    return deployed

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ROS 2 node of the trainer: the learner."""
