@@ -102,7 +102,6 @@ setup(
             "qam = qam_ros.cli:main",
             "guard_node = qam_ros.nodes.guard:main",
             "policy_node = qam_ros.nodes.policy:main",
-            "recorder_node = qam_ros.nodes.recorder:main",
             "stream_node = qam_ros.nodes.stream:main",
             "learner_node = qam_train.nodes.learner:main",
             "plant_node = sim.nodes.plant:main",

@@ -56,6 +56,7 @@ def _node(spec: ProcessSpec, folder: Path) -> Node:
     environment = spec.environment or {}
     return Node(
         executable=spec.command[0],
+        name=spec.name,
         exec_name=spec.name,
         arguments=list(spec.command[1:]),
         namespace=spec.namespace,

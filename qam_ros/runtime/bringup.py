@@ -21,7 +21,7 @@ class ProcessSpec:
     """One process to run.
 
     Args:
-        name: of the process in logs and in `processes.json`.
+        name: of the node, of its log and in `processes.json`.
         command: executable and its own arguments, without those of ROS.
         parameters: ROS parameters.
         namespace: ROS namespace; empty: none.

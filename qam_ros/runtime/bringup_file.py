@@ -84,7 +84,7 @@ class Process:
     """One process of a bringup, its parameters not yet filled in.
 
     Args:
-        name: of the process in logs and in `processes.json`.
+        name: of the node, of its log and in `processes.json`.
         executable: console script.
         parameters: ROS parameters; `{argument}` stands for an argument.
         when: argument that must be true for the process to run; empty: it always runs.

@@ -132,7 +132,9 @@ class Supervisor:
 
     def _command(self, spec: ProcessSpec) -> tuple[str, ...]:
         parameters = write_parameters(spec, self._run_dir / "logs" / "parameters")
-        names = ("-r", f"__ns:=/{spec.namespace.strip('/')}") if spec.namespace else ()
+        names = ["-r", f"__node:={spec.name}"]
+        if spec.namespace:
+            names += ["-r", f"__ns:=/{spec.namespace.strip('/')}"]
         return (*spec.command, "--ros-args", *names, "--params-file", str(parameters))
 
     def _poll(self) -> bool:

@@ -13,7 +13,7 @@ from qam_ros.runtime.bringup import list_bringups, load_bringup, read_bringup
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch").glob("*.launch.py"))
-VALUES = {"artifact": "some.zip"}
+VALUES = {"artifact": "some.zip", "checkpoint": "some", "dataset": "some"}
 
 
 def name_of(path: Path) -> str:

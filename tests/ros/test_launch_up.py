@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qam_ros.runtime.child import Child
+from qam_ros.runtime.recording import import_bag
 
 QAM = Path(sys.executable).parent / "qam"
 
@@ -20,11 +21,12 @@ def up(ros_domain, tmp_path, base_artifact):
     """Function that runs `qam up mobile_base` with further arguments; killed at the end."""
     started = []
 
-    def start(**arguments) -> Child:
+    def start(name: str = "mobile_base", **arguments) -> Child:
+        if name == "mobile_base":
+            arguments = {"artifact": base_artifact, "run_dir": tmp_path, **arguments}
         words = [f"{key}:={value}" for key, value in arguments.items()]
-        common = [f"artifact:={base_artifact}", f"run_dir:={tmp_path}"]
-        command = [str(QAM), "up", "mobile_base", *common, *words]
-        started.append(Child(command, tmp_path / "up.log", os.environ))
+        log = tmp_path / f"up_{name}.log"
+        started.append(Child([str(QAM), "up", name, *words], log, os.environ))
         return started[-1]
 
     yield start
@@ -80,6 +82,22 @@ def test_a_dead_policy_comes_back_and_a_dead_guard_ends_the_graph(up, tmp_path, 
     os.kill(processes(tmp_path)["guard"]["pid"], signal.SIGKILL)
     assert child.wait(20.0) == 1
     assert running(tmp_path) == []
+
+
+def test_the_recorder_beside_a_graph_records_the_rows_that_the_stream_spools(
+    up, tmp_path
+):
+    recording = tmp_path / "recording"
+    recorder = up("record", robot="mobile_base", use_sim_time=True, run_dir=recording)
+    child = up(episodes=2, max_episode_steps=40)
+    assert child.wait(60.0) == 0, child.last_lines(30)
+    recorder.ask_to_stop(signal.SIGTERM)
+    assert recorder.wait(20.0) == 0, recorder.last_lines(30)
+    recorded = import_bag(recording / "bag")
+    with sqlite3.connect(tmp_path / "spool.sqlite") as spool:
+        spooled = {data for (data,) in spool.execute("SELECT data FROM rows")}
+    assert len(spooled) == 80
+    assert {row.tobytes() for row in recorded} == spooled
 
 
 def test_an_artifact_that_does_not_exist_is_named_in_the_log(up, tmp_path):

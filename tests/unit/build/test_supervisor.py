@@ -245,7 +245,9 @@ def test_signals_reach_every_child_and_parameters_are_written(scene, number):
     assert process.wait(10.0) == 0
     assert scene.journal("policy") == ["up", number.name]
     command = scene.processes()["policy"]["command"]
-    assert command[-5:-1] == ["--ros-args", "-r", "__ns:=/left", "--params-file"]
+    assert command[-7:-1] == [
+        *("--ros-args", "-r", "__node:=policy", "-r", "__ns:=/left", "--params-file")
+    ]
     assert "rate: 2.0" in Path(command[-1]).read_text()
 
 
