@@ -24,7 +24,7 @@ from sim.timing import EPISODES_FILE
 
 GUARD_LOG = "guard.log"
 SPOOL = "spool.sqlite"
-TIMING_FILES = ("policy_timing.npz", "guard_timing.npz", "plant_timing.npz")
+RUN_FILES = ("policy_timing.npz", "guard_timing.npz", "plant_timing.npz", EPISODES_FILE)
 MS = 1e-6  # from nanoseconds
 
 
@@ -59,15 +59,19 @@ def check_stream(run_dir: Path, interface: RobotInterface) -> StreamCheck:
     )
 
 
-def read_episodes(run_dir: Path, rows: Rows) -> Episodes:
-    """Finished episodes of the run's first guard session, in the order they were played.
+def read_episodes(folder: Path, rows: Rows) -> Episodes:
+    """Finished episodes of one run of the graph, in the order they were played.
 
     Args:
-        run_dir: folder of the graph.
-        rows: replay rows; they say which policy version acted last in an episode.
+        folder: where `keep_files` put its files.
+        rows: its replay rows; they say which policy version acted last in an episode.
     """
-    with (run_dir / EPISODES_FILE).open(newline="", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
+    with (folder / EPISODES_FILE).open(newline="", encoding="utf-8") as file:
+        table = [
+            line
+            for line in csv.DictReader(file)
+            if line["terminated"] == "1" or line["truncated"] == "1"
+        ]
     version = dict(
         zip(rows["episode"].tolist(), rows["policy_version"].tolist(), strict=True)
     )
@@ -100,15 +104,15 @@ def read_swaps(records: list[VersionRecord], rows: Rows) -> tuple[Swap, ...]:
     return tuple(swaps)
 
 
-def keep_timing(run_dir: Path, name: str) -> Path:
-    """Put the timing files of a graph that ended into a folder of their own.
+def keep_files(run_dir: Path, name: str) -> Path:
+    """Put timing and episodes of a graph that ended into a folder of their own.
 
     Returns:
         The folder.
     """
-    folder = run_dir / "timing" / name
+    folder = run_dir / name
     folder.mkdir(parents=True, exist_ok=True)
-    for file in TIMING_FILES:
+    for file in RUN_FILES:
         if (run_dir / file).is_file():
             shutil.move(run_dir / file, folder / file)
     return folder

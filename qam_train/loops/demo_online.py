@@ -13,7 +13,7 @@ from qam_ros.contract.errors import QamError
 from qam_train.config import save_config
 from qam_train.export import Provenance, export_version
 from qam_train.loops.demo_display import Display
-from qam_train.loops.demo_measure import check_stream, keep_timing, lockstep_speed
+from qam_train.loops.demo_measure import check_stream, keep_files, lockstep_speed
 from qam_train.loops.demo_robot import (
     POLL_S,
     End,
@@ -53,7 +53,7 @@ def fine_tune(run: DemoRun, display: Display, result: dict[str, Any]) -> None:
         end = graph.stop()
     _note_end(result, end)
     result["progress"] = asdict(progress)
-    folder = keep_timing(robot_dir(run), "lockstep")
+    folder = keep_files(robot_dir(run), "lockstep")
     result["lockstep"] = asdict(lockstep_speed(folder))
     check = check_stream(robot_dir(run), read_artifact(artifact).interface)
     display.result(
@@ -133,9 +133,9 @@ def run_real_time(run: DemoRun, display: Display, result: dict[str, Any]) -> Non
     """The same graph with the fine-tuned policy at the robot's own pace for a while."""
     robot = run.config.robot
     artifact = run.path / "artifacts" / "online"
+    before = read_progress(robot_dir(run), run.config.online).rows
     with Graph(_arguments(run, artifact, "realtime")) as graph:
         watch = Watch(graph, robot.start_timeout_s, robot.stall_timeout_s)
-        before = run.result("online")["progress"]["rows"]
         while (
             progress := read_progress(robot_dir(run), run.config.online)
         ).rows <= before:
@@ -150,7 +150,7 @@ def run_real_time(run: DemoRun, display: Display, result: dict[str, Any]) -> Non
             bar.update(robot.realtime_s)
         end = graph.stop()
     _note_end(result, end)
-    keep_timing(robot_dir(run), "realtime")
+    keep_files(robot_dir(run), "realtime")
 
 
 def _note_end(result: dict[str, Any], end: End) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from qam_ros.contract.artifact import read_artifact
+from qam_ros.contract.transition import Rows
 from qam_train.config import to_mapping
 from qam_train.export import source_commit
 from qam_train.learner import REPLAY_LOG
@@ -52,6 +53,7 @@ def collect(run: DemoRun, film: Film | None) -> Record:
     rows = read_rows(robot / REPLAY_LOG, interface)
     first_session = rows[(rows["session"] == rows["session"][0]).all(axis=1)]
     lockstep_rows = first_session[np.argsort(first_session["seq"])]
+    later_rows = rows[(rows["session"] != rows["session"][0]).any(axis=1)]
     online = run.result("online")
     offline = read_metrics(run.path / "offline" / "metrics.jsonl")
     records = list(VersionFolder(robot / "versions", 0).records.values())
@@ -65,12 +67,12 @@ def collect(run: DemoRun, film: Film | None) -> Record:
         success={name: _rate(found) for name, found in evaluated.items()},
         offline=columns(offline, "offline"),
         online=columns(read_metrics(robot / "metrics.jsonl"), "online"),
-        episodes=read_episodes(robot, lockstep_rows),
+        episodes=read_episodes(robot / "lockstep", lockstep_rows),
         swaps=read_swaps(records, lockstep_rows),
         stream=check_stream(robot, interface),
         lockstep_steps_per_s=round(online["lockstep"]["steps_per_s"], 2),
         realtime=real_time(
-            robot / "timing" / "realtime",
+            robot / "realtime",
             interface.control_period_s,
             run.config.robot.settle_s,
             LATE_SHARE,
@@ -89,6 +91,19 @@ def collect(run: DemoRun, film: Film | None) -> Record:
         settings=yaml.safe_dump(to_mapping(run.config), sort_keys=False),
         film=film,
         lockstep=online["lockstep"],
+        notes=_notes(later_rows),
+    )
+
+
+def _notes(realtime_rows: Rows) -> tuple[str, ...]:
+    """What a reader must know before the figures."""
+    stopped = int((realtime_rows["masked"] != 0).sum())
+    if stopped == 0:
+        return ()
+    return (
+        f"In real time the guard held or stopped the robot in {stopped} of {len(realtime_rows)} "
+        "transitions: observations or proposals came too late, as on a machine with too much other work. "
+        "It did what it is for; for figures of a moving robot repeat the demo on a quieter machine.",
     )
 
 

@@ -84,7 +84,7 @@ def training_figure(metrics: Mapping[str, Array], name: str) -> Figure:
     panels = (
         ("critic/td_loss", "critic: temporal-difference loss", VERMILION, "log"),
         ("critic/q_mean", "critic: mean value of the data", BLUE, "linear"),
-        ("flow/loss", "behaviour flow: matching loss", GREEN, "linear"),
+        ("flow/loss", "behaviour flow: loss", GREEN, "linear"),
     )
     for panel, (key, title, colour, scale) in zip(axes, panels, strict=True):
         if not _curve(panel, metrics, key, colour, key):
@@ -132,27 +132,31 @@ def adjoint_figure(offline: Mapping[str, Array], online: Mapping[str, Array]) ->
     return figure
 
 
+def _band(axes: Axes, name: str, rate: SuccessRate, place: str) -> None:
+    """An evaluated success rate with its interval, behind the episodes of the robot."""
+    colour = STAGE_COLOURS[name]
+    axes.axhspan(rate.low, rate.high, color=colour, alpha=0.10, linewidth=0)
+    axes.axhline(rate.mean, color=colour, linewidth=1.2, linestyle="--")
+    transform = axes.get_yaxis_transform()
+    axes.text(1.005, rate.mean, name, transform=transform, color=colour, va=place)
+
+
 def online_figure(
     episodes: Episodes, swaps: tuple[Swap, ...], success: Mapping[str, SuccessRate]
 ) -> Figure:
     """Success while the robot learns, over executed steps, with the weight swaps."""
     figure, (axes,) = new_figure(height=3.6)
-    for name in ("offline", "online"):
-        if name in success:
-            rate, colour = success[name], STAGE_COLOURS[name]
-            axes.axhspan(rate.low, rate.high, color=colour, alpha=0.10, linewidth=0)
-            axes.axhline(rate.mean, color=colour, linewidth=1.2, linestyle="--")
-            axes.text(
-                1.005,
-                rate.mean,
-                name,
-                transform=axes.get_yaxis_transform(),
-                color=colour,
-                va="center",
-            )
+    compared = {
+        name: success[name] for name in ("offline", "online") if name in success
+    }
+    for name, rate in compared.items():
+        lower = rate.mean < max(other.mean for other in compared.values())
+        _band(axes, name, rate, "top" if lower else "bottom")
     for swap in swaps:
         if swap.env_step is not None:
-            axes.axvline(swap.env_step, color=GREY, linewidth=0.8, linestyle=":")
+            axes.axvline(
+                swap.env_step, ymax=0.92, color=GREY, linewidth=0.8, linestyle=":"
+            )
             axes.text(
                 swap.env_step,
                 1.13,
@@ -160,7 +164,6 @@ def online_figure(
                 fontsize=8,
                 ha="center",
                 color=GREY,
-                backgroundcolor="white",
             )
     if len(episodes.end_step):
         x, y = episodes.end_step, episodes.success
@@ -212,9 +215,10 @@ def realtime_figure(timing: RealTime) -> Figure:
             panel.text(
                 nominal,
                 0.97,
-                f" period {nominal:g} ms",
+                f"period {nominal:g} ms ",
                 transform=panel.get_xaxis_transform(),
                 va="top",
+                ha="right",
             )
         for share in (50, 99):
             value = float(np.percentile(values, share))
@@ -242,9 +246,17 @@ def swap_figure(swaps: tuple[Swap, ...]) -> Figure:
         return figure
     timed = [(swap.version, swap.swap_ms) for swap in taken if swap.swap_ms is not None]
     axes[0].plot(
-        [version for version, _ in timed], [ms for _, ms in timed], "o-", color=BLUE
+        [version for version, _ in timed],
+        [1000 * ms for _, ms in timed],
+        "o-",
+        color=BLUE,
     )
-    titled(axes[0], "copy of the weights between two chunks", "policy version", "ms")
+    titled(
+        axes[0],
+        "copy of the weights between two chunks",
+        "policy version",
+        "microseconds",
+    )
     axes[0].set_ylim(bottom=0)
     axes[1].plot(
         [s.version for s in taken],

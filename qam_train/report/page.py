@@ -194,6 +194,18 @@ def _online(record: Record) -> str:
             "Weight swaps",
         )
         + _refusals(record)
+        + _speed(record)
+    )
+
+
+def _speed(record: Record) -> str:
+    speed = record.lockstep
+    return (
+        "<p>Simulation, policy, guard, stream and learner together made "
+        f"{speed['steps_per_s']:.1f} control steps per second; one simulated step took "
+        f"{speed['step_ms']:.2f} ms and sampling one chunk {speed['chunk_ms']:.2f} ms (medians). The plant "
+        f"waited {speed['credit_wait_s']:.0f} s for the learner: it may run only a little ahead of the updates, "
+        "so that what is learned does not depend on the speed of the machine.</p>"
     )
 
 
@@ -247,7 +259,8 @@ def _realtime(record: Record) -> str:
     ]
     return (
         "<h2>Real time</h2><p>The same processes, now at the robot's own pace of "
-        f"{1000 / timing.period_ms:.0f} ticks per second (no lockstep, training goes on beside it).</p>"
+        f"{1000 / timing.period_ms:.0f} ticks per second instead of lockstep; the learner has finished and "
+        "only stores what comes.</p>"
         + _figure(
             svg(figures.realtime_figure(timing)),
             "Left: time between two control ticks, ideally always the dashed line. Right: from the stamp of an "
