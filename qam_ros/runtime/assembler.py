@@ -128,5 +128,6 @@ def _block_part(block: ObservationBlock, fields: Fields) -> FloatArray | None:
         return None
     if block.transform is None:
         return raw[list(block.indices)]
-    with np.errstate(invalid="ignore"):  # NaN is passed on: the caller decides
-        return TRANSFORMS[block.transform].apply(raw)
+    if not np.isfinite(raw).all():  # arctan2 would make a plausible angle of infinities
+        return np.full(block.size, np.nan)
+    return TRANSFORMS[block.transform].apply(raw)

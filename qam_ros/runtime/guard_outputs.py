@@ -41,9 +41,11 @@ def wanted_command(config: GuardConfig, checked: Checked) -> FloatArray:
     return wrap_angle(moved, config.limits.periodic)
 
 
-def holds_position(state: GuardState) -> bool:
-    """A position target is repeated: held or stopped inside an episode, with a target of its own."""
-    return state.anchored and state.mode not in (*MOTION, GuardMode.IDLE)
+def holds_position(config: GuardConfig, state: GuardState) -> bool:
+    """A position target is sent without motion: held inside an episode, or braked after its end."""
+    if state.mode in MOTION or not state.anchored:
+        return False
+    return state.in_episode or bool(state.rate[~config.velocity].any())
 
 
 def executed_action(
@@ -59,7 +61,7 @@ def executed_action(
         (A,) float32 in [-1, 1]; empty when nothing is sent.
     """
     moving = state.mode in MOTION
-    if config.dry_run or not (moving or holds_position(state)):
+    if config.dry_run or not (moving or holds_position(config, state)):
         return NO_ACTION
     if moving and limit_bits == 0:
         return checked.action
@@ -88,7 +90,7 @@ def command_fields(
     commands: dict[str, dict[str, FloatArray]] = {}
     if config.dry_run:
         return commands
-    positions = state.mode in MOTION or holds_position(state)
+    positions = state.mode in MOTION or holds_position(config, state)
     for output in config.outputs:
         if not (positions or output.velocity):
             continue

@@ -175,7 +175,7 @@ class PolicyCore:
                     due.chunk_id,
                     due.index,
                 )
-        elif self._pending is not None:
+        else:
             self._queue.clear()
             self._exchange()
         self._tick += 1

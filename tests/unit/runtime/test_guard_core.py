@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from qam_ros.contract.errors import StreamError
+from qam_ros.contract.messages import EpisodeKind
+from qam_ros.contract.transition import GuardMode
+from qam_ros.runtime.guard_config import guard_config
+from qam_ros.runtime.guard_core import GuardCore
+from qam_ros.runtime.guard_log import GuardLog, executed_keys, read_guard_log
+
+ACTION = np.zeros(5, dtype=np.float32)
+DRIVE = np.array([0, 0, 0, 1, 1], dtype=np.float32)
+
+
+@pytest.fixture
+def core(interface):
+    return GuardCore(guard_config(interface))
+
+
+def test_a_proposal_waits_for_its_measurement_and_its_episode(core, helpers):
+    proposal = helpers.proposal(0, 100, ACTION)
+    idle = helpers.proposal(0, 100, [])
+    core.on_measured(99, helpers.pose())
+    assert not core.ready(idle)
+    core.on_measured(100, helpers.pose())
+    assert core.ready(idle)
+    assert not core.ready(proposal)
+    core.on_event(helpers.event())
+    assert core.ready(proposal)
+
+
+def test_topics_that_are_not_measured_are_ignored(core, helpers):
+    core.on_measured(1, helpers.joints())
+    assert core.measured_topics == {"pose"}
+    assert not core.ready(helpers.proposal(0, 1, []))
+
+
+def test_each_guard_has_a_session_of_its_own(interface):
+    sessions = {GuardCore(guard_config(interface)).session for _ in range(3)}
+    assert len(sessions) == 3
+    assert all(len(session) == 16 for session in sessions)
+
+
+def test_first_missing_proposal_is_waited_for_and_later_ones_are_not(core, helpers):
+    period_ns = helpers.period_ns
+    assert core.deadline_ns() is None
+    core.on_event(helpers.event())
+    core.on_measured(0, helpers.pose())
+    core.tick(0, helpers.proposal(0, 0, ACTION))
+    assert core.deadline_ns() == 3 * period_ns // 2
+    core.tick(0, None, 2 * period_ns)
+    assert core.deadline_ns() == 3 * period_ns
+
+
+def test_an_emergency_stop_is_answered_within_a_period(core, helpers):
+    core.on_event(helpers.event())
+    core.on_measured(0, helpers.pose())
+    core.tick(0, helpers.proposal(0, 0, ACTION))
+    core.set_estop(pressed=True)
+    assert core.deadline_ns() == helpers.period_ns
+
+
+def test_stop_brings_the_base_to_rest(core, helpers):
+    core.on_event(helpers.event())
+    for k in range(6):
+        core.on_measured(k * helpers.period_ns, helpers.pose())
+        core.tick(
+            k * helpers.period_ns, helpers.proposal(k, k * helpers.period_ns, DRIVE)
+        )
+    assert core.moves()
+    core.stop()
+    for k in range(6, 16):
+        core.tick(k * helpers.period_ns, None, k * helpers.period_ns)
+    assert core.state.latch == GuardMode.SAFE_STOP
+    assert not core.moves()
+    core.stop()
+    assert core.state.latch == GuardMode.SAFE_STOP
+
+
+def play(core, helpers, log, steps=4, episode=1, first=0):
+    """An episode of so many rows, logged as the node does."""
+    period_ns = helpers.period_ns
+    for kind, k in ((EpisodeKind.START, first), (EpisodeKind.END, first + steps)):
+        event = helpers.event(kind, episode, k * period_ns)
+        core.on_event(event)
+        log.event(event, core.session)
+        for tick in range(first, first + steps if kind == EpisodeKind.START else first):
+            stamp_ns = tick * period_ns
+            core.on_measured(stamp_ns, helpers.pose())
+            proposal = helpers.proposal(tick, stamp_ns, ACTION, episode=episode)
+            report = core.tick(stamp_ns, proposal).report
+            assert report.is_row
+            log.row(report)
+
+
+def test_log_gives_back_the_keys_of_executed_rows(core, helpers, tmp_path):
+    log = GuardLog(tmp_path / "run" / "guard.log")
+    play(core, helpers, log, steps=4, episode=1, first=0)
+    play(core, helpers, log, steps=3, episode=2, first=10)
+    log.close()
+    records = read_guard_log(tmp_path / "run" / "guard.log")
+    assert executed_keys(records) == {(core.session, seq) for seq in range(7)}
+    rows = records[records["kind"] == 0]
+    np.testing.assert_array_equal(rows["episode"], [1] * 4 + [2] * 3)
+    np.testing.assert_array_equal(rows["mode"], GuardMode.ACTIVE)
+
+
+def test_rows_outside_their_episode_are_not_executed_keys(core, helpers, tmp_path):
+    log = GuardLog(tmp_path / "guard.log")
+    play(core, helpers, log)
+    log.close()
+    records = read_guard_log(tmp_path / "guard.log")
+    records["observation_stamp_ns"][-1] = (
+        2 * helpers.period_ns
+    )  # the END, moved forward
+    assert executed_keys(records) == {(core.session, seq) for seq in range(2)}
+    assert executed_keys(records[:-1]) == {(core.session, seq) for seq in range(4)}
+    assert executed_keys(records[1:]) == set()
+
+
+def test_log_survives_a_cut_record_and_goes_on_behind_it(core, helpers, tmp_path):
+    path = tmp_path / "guard.log"
+    log = GuardLog(path)
+    play(core, helpers, log)
+    log.close()
+    path.write_bytes(path.read_bytes()[:-5])
+    assert len(read_guard_log(path)) == 5
+    again = GuardLog(path)
+    again.event(helpers.event(EpisodeKind.ABORT, 1, 9), core.session)
+    again.close()
+    records = read_guard_log(path)
+    assert len(records) == 6
+    assert records["kind"][-1] == 3
+
+
+def test_a_full_queue_drops_and_counts(helpers, tmp_path):
+    log = GuardLog(tmp_path / "guard.log", period_s=10.0, capacity=2)
+    for k in range(5):
+        log.event(helpers.event(stamp_ns=k), bytes(16))
+    assert log.dropped == 3
+    log.close()
+    assert len(read_guard_log(tmp_path / "guard.log")) == 2
+
+
+def test_a_file_that_is_no_guard_log_is_refused(tmp_path):
+    path = tmp_path / "guard.log"
+    path.write_bytes(b'{"format": "something else"}\nxyz')
+    with pytest.raises(StreamError, match="not a guard log of version 1"):
+        read_guard_log(path)
