@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,7 @@ class LearnerCore:
         robot: robot name in batches and acknowledgements.
         run_id: training run.
         key: shared key that updates are signed with; None signs nothing.
+        autosave: write checkpoints as the settings say; False: only when checkpoint is called.
         clock_s: monotonic time [s].
 
     Raises:
@@ -88,6 +90,7 @@ class LearnerCore:
         robot: str,
         run_id: str,
         key: bytes | None = None,
+        autosave: bool = True,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
@@ -96,6 +99,7 @@ class LearnerCore:
         self.trainer = OnlineTrainer(config, agent, offline)
         self._artifact = artifact
         self._sampler = OnnxSampler(artifact)
+        self._autosave = autosave
         self._clock_s = clock_s
         newest = latest_checkpoint(run_dir / "checkpoints")
         if newest is not None:
@@ -109,8 +113,9 @@ class LearnerCore:
         folder = VersionFolder(run_dir / "versions", artifact.manifest.policy_version)
         self.offers = Offers(folder, run_id, key, config.reoffer_s)
         self._versioned_at = self._resume_offers()
+        self.last_metrics: dict[str, Tensor] = {}
         self._finished_s: deque[float] = deque(maxlen=_RATE_UPDATES)
-        save_config(config, run_dir / "config.yaml")
+        save_config(config, run_dir / "learner.yaml")
         self._metrics = MetricsWriter(
             run_dir, None if newest is None else self.trainer.updates
         )
@@ -186,12 +191,13 @@ class LearnerCore:
             self.trainer.extend(self._arrived.popleft())
         updated = self.trainer.due > 0
         if updated:
-            metrics = self.trainer.update()
+            self.last_metrics = metrics = self.trainer.update()
             self._finished_s.append(self._clock_s())
             self._after_update(metrics)
         elif self.trainer.complete and self._versioned_at < self.trainer.updates:
             self.make_version()
-            self.checkpoint()
+            if self._autosave:
+                self.checkpoint()
         return updated
 
     def make_version(self) -> VersionRecord:
@@ -224,12 +230,18 @@ class LearnerCore:
             self.offers.add(record.version)
         return record
 
-    def checkpoint(self) -> None:
-        """Write a checkpoint that a killed learner continues from."""
+    def checkpoint(self, extra: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint that a killed learner continues from.
+
+        Args:
+            extra: more metadata, JSON values.
+        """
         tensors, metadata = self.trainer.checkpoint()
         directory = self.run_dir / "checkpoints"
         path = checkpoint_path(directory, self.trainer.updates)
-        write_checkpoint(path, tensors, {**metadata, "run_id": self.run_id})
+        write_checkpoint(
+            path, tensors, {**metadata, **(extra or {}), "run_id": self.run_id}
+        )
         remove_old(directory, self.config.keep_checkpoints)
 
     def close(self, *, save: bool = True) -> None:
@@ -245,7 +257,7 @@ class LearnerCore:
             self._log(metrics)
         if updates % config.offer_every == 0:
             self.make_version()
-        if updates % config.checkpoint_every == 0:
+        if self._autosave and updates % config.checkpoint_every == 0:
             self.checkpoint()
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:

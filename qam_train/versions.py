@@ -80,6 +80,15 @@ class VersionFolder:
         path = self._weights_path(record.version).with_suffix(".json")
         _write(path, (json.dumps(asdict(record)) + "\n").encode())
 
+    def drop_after(self, number: int) -> None:
+        """Remove the versions with a higher number."""
+        for later in [n for n in self.records if n > number]:
+            path = self._weights_path(later)
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink()
+            del self.records[later]
+        self.newest = min(self.newest, number)
+
     def blob(self, number: int) -> bytes:
         """Safetensors blob of a version, as it is offered."""
         return self._weights_path(number).read_bytes()

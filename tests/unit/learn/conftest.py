@@ -85,6 +85,12 @@ def agent(dataset):
 
 
 @pytest.fixture(scope="session")
+def new_agent(dataset):
+    """Makes the same agent every time it is called."""
+    return functools.partial(make_agent, dataset)
+
+
+@pytest.fixture(scope="session")
 def artifact_path(tmp_path_factory, interface, dataset):
     path = tmp_path_factory.mktemp("policy") / "artifact"
     export_artifact(
