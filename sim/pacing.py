@@ -137,6 +137,35 @@ class PlantLoop:
         self._last_step_s = -math.inf
         self._last_stamp_ns = 0
 
+    def roll(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Publish the world at rest, once a control period, until somebody answers.
+
+        Before the first episode, so that none is played while the robot's side still starts.
+
+        Args:
+            ready: the robot's side is at work.
+            timeout_s: give up after this long; 0 does not wait [s].
+
+        Returns:
+            Whether it is (or was not waited for).
+        """
+        if timeout_s == 0.0:
+            return True
+        started_s = due_s = self._monotonic_s()
+        while not self._port.stopping and due_s - started_s < timeout_s:
+            stamp_ns = max(
+                self._ros_now_ns(), self._last_stamp_ns + self._plant.period_ns
+            )
+            self._last_stamp_ns = stamp_ns
+            if self._lockstep:
+                self._port.publish_clock(stamp_ns)
+            self._port.publish_sensors(stamp_ns, self._plant.sensors())
+            due_s = max(due_s + self._plant.period_ns * 1e-9, self._monotonic_s())
+            self._port.sleep(due_s)
+            if ready():
+                return True
+        return False
+
     def run(self) -> None:
         """Play episodes; returns when all are played or the port is stopping."""
         played = 0
