@@ -12,7 +12,9 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 def missing_for_ros() -> str:
     """What tests marked `ros` lack on this machine; empty: nothing."""
-    lacking = [m for m in ("rclpy", "qam_msgs") if importlib.util.find_spec(m) is None]
+    specs = {name: importlib.util.find_spec(name) for name in ("rclpy", "qam_msgs")}
+    # Without an origin it is our folder qam_msgs/, which holds no built messages.
+    lacking = [name for name, spec in specs.items() if not (spec and spec.origin)]
     if not lacking:
         return ""
     return (

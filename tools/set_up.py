@@ -166,7 +166,8 @@ def build_messages(ros: str) -> None:
         return
     if subprocess.run([PYTHON, "-c", "import rclpy"], check=False).returncode != 0:
         raise SystemExit("set-up: ROS=system needs a sourced ROS 2, Jazzy or newer.")
-    probe = [PYTHON, "-c", "import qam_msgs.msg"]
+    # Our folder qam_msgs/ is importable too, but it has no messages in it.
+    probe = [PYTHON, "-c", "from qam_msgs.msg import Transition"]
     if subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0:
         return
     say(
