@@ -5,24 +5,20 @@ Everything in this folder is marked `ros`. Use `graph` for a node in this proces
 node processes; both live in the domain of `ros_domain`.
 """
 
-import fcntl
 import os
 import signal
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from policies import clone_maze_driver
+from ros_graph import Graph, open_graph, own_domain, ros_environment
 
 from qam_ros.contract.errors import ConfigError
 from qam_ros.contract.reading import dump_yaml
 from qam_ros.runtime.bringup import find_executable
 from qam_ros.runtime.child import Child
-
-DOMAINS = range(1, 102)  # above 101 the ports may meet the kernel's ephemeral ones
-LOCKS = Path(tempfile.gettempdir()) / "qam_ros_domains"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,28 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def ros_domain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[int]:
-    """A ROS domain that no other test on this machine uses, set in the environment.
-
-    The number comes from 1-101 under a file lock, which the kernel gives back if the test dies.
-    """
-    LOCKS.mkdir(exist_ok=True)
-    start = os.getpid() % len(DOMAINS)
-    for number in (*DOMAINS[start:], *DOMAINS[:start]):
-        lock = (LOCKS / str(number)).open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            continue
-        with lock:
-            monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
-            monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-            monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "ros_log"))
-            yield number
-        return
-    pytest.fail(
-        "every ROS domain from 1 to 101 is taken: are old test processes running?"
-    )
+    """A ROS domain that no other test on this machine uses, set in the environment."""
+    with own_domain() as number:
+        for name, value in ros_environment(number, tmp_path / "ros_log").items():
+            monkeypatch.setenv(name, value)
+        yield number
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +69,12 @@ def base_artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
     interface = load_interface(find_robot("mobile_base"))
     export_artifact(agent, interface, dataset, path, Provenance("test", "00" * 32))
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def maze_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifact of a policy that drives the mobile base through the medium maze to its goal."""
+    return clone_maze_driver(tmp_path_factory.mktemp("maze"))
 
 
 class NodeProcess(Child):
@@ -153,65 +138,8 @@ def spawn(ros_domain: int, tmp_path: Path) -> Iterator[Spawn]:
         process.kill()
 
 
-class Graph:
-    """A node in this process with the few things tests do to a graph.
-
-    Args:
-        node: its node.
-        executor: the executor that spins it, in the test's own thread.
-    """
-
-    def __init__(self, node, executor) -> None:
-        self.node = node
-        self.executor = executor
-
-    def wait(self, condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
-        """Spin until the condition holds; returns whether it did within the time."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            self.executor.spin_once(timeout_sec=0.02)
-        return True
-
-    def spin(self, duration_s: float) -> None:
-        """Spin for a while."""
-        self.wait(lambda: False, duration_s)
-
-    def collect(self, message_type, topic: str, qos=10) -> list:
-        """List that fills with the messages of a topic."""
-        received: list = []
-        self.node.create_subscription(message_type, topic, received.append, qos)
-        return received
-
-    def publisher(self, message_type, topic: str, qos=10, *, peers: int = 0):
-        """Publisher, matched with a number of subscriptions before it is returned."""
-        publisher = self.node.create_publisher(message_type, topic, qos)
-        matched = self.wait(lambda: publisher.get_subscription_count() >= peers)
-        assert matched, f"no {peers} subscriptions on {topic}"
-        return publisher
-
-    def call(self, service_type, name: str, request=None, timeout_s: float = 10.0):
-        """Response of a service."""
-        client = self.node.create_client(service_type, name)
-        assert self.wait(client.service_is_ready, timeout_s), f"no service {name}"
-        future = client.call_async(request or service_type.Request())
-        assert self.wait(future.done, timeout_s), f"no answer from {name}"
-        return future.result()
-
-
 @pytest.fixture
 def graph(ros_domain: int) -> Iterator[Graph]:
     """A node named `test_node` in the test's domain, on a SingleThreadedExecutor."""
-    rclpy = pytest.importorskip("rclpy")
-    from rclpy.executors import SingleThreadedExecutor
-
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=ros_domain)
-    node = rclpy.create_node("test_node", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    yield Graph(node, executor)
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown(context=context)
+    with open_graph(ros_domain) as graph:
+        yield graph
