@@ -42,7 +42,7 @@ setup: ## Make .venv: pinned packages and the message package (quick when done)
 		else echo "missing: Python 3.11 or 3.12 with headers (Debian/Ubuntu: sudo apt install python3-dev python3-venv)"; fi; \
 		exit 1; \
 	fi
-	@"$(FOUND)" tools/set_up.py $(if $(ROS),--ros "$(ROS)") \
+	@$(SOURCED) "$(FOUND)" tools/set_up.py $(if $(ROS),--ros "$(ROS)") \
 		$(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(PYTHON),--python-asked)
 
 .PHONY: demo

@@ -166,9 +166,13 @@ def build_messages(ros: str) -> None:
         return
     if subprocess.run([PYTHON, "-c", "import rclpy"], check=False).returncode != 0:
         raise SystemExit("set-up: ROS=system needs a sourced ROS 2, Jazzy or newer.")
+    sources = sorted(p for p in (ROOT / "qam_msgs").rglob("*") if p.is_file())
+    wanted = fingerprint(files=tuple(sources))
     # Our folder qam_msgs/ is importable too, but it has no messages in it.
     probe = [PYTHON, "-c", "from qam_msgs.msg import Transition"]
-    if subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+    found = subprocess.run(probe, stderr=subprocess.DEVNULL, check=False)
+    ours = (ROOT / "install" / "qam_msgs").is_dir()
+    if found.returncode == 0 and (stamped("messages") == wanted or not ours):
         return
     say(
         "qam_msgs by colcon into install/; source install/setup.sh before using .venv yourself"
@@ -180,6 +184,7 @@ def build_messages(ros: str) -> None:
     }
     if subprocess.run(colcon, cwd=ROOT, env=settings, check=False).returncode != 0:
         raise SystemExit("set-up: colcon did not build qam_msgs; its words are above.")
+    stamp("messages", wanted)
 
 
 def main() -> int:
