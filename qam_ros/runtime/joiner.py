@@ -102,6 +102,7 @@ class Joiner:
         self.config = config or JoinerConfig()
         self.dtype = transition_dtype(interface)
         self.counters = JoinerCounters()
+        self._none = np.empty(0, self.dtype)
         self.last_problem = ""
         self._ages = len(interface.observation)
         self._period_ns = round(interface.control_period_s * 1e9)
@@ -260,7 +261,9 @@ class Joiner:
             row = self._try(key, 1 << 62)
             if row is not None:
                 rows.append(row)
-        return np.concatenate(rows) if rows else np.empty(0, self.dtype)
+        if len(rows) == 1:
+            return rows[0]
+        return np.concatenate(rows) if rows else self._none
 
     def _try(self, key: Key, now_ns: int) -> Rows | None:
         """Finish a row if all is there, or if it has waited long enough."""

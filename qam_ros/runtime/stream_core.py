@@ -92,7 +92,7 @@ class StreamCore:
         self.writer.put(self.joiner.add(message, now_ns))
 
     def poll(self, now_ns: int, *, heard: bool = True) -> list[TransitionBatch]:
-        """Time-outs, and the batches to send now; call some twenty times a second.
+        """Time-outs, and the batches to send now; call some times a second.
 
         Args:
             now_ns: monotonic time [ns].

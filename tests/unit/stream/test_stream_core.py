@@ -110,6 +110,14 @@ def test_bag_equals_what_the_stream_delivered(
     assert recorded.size == len(robot.truth)
 
 
+def test_nothing_is_sent_unheard(start, robot):
+    core = start()
+    robot.episode(20)
+    for message in robot.messages:
+        core.add(message, 0)
+    assert core.poll(SECOND, heard=False) == []
+
+
 def test_without_learner_nothing_is_sent(start, robot):
     core = start(StreamConfig(spool=SpoolConfig(wait_for_ack=False)))
     robot.episode(5)
