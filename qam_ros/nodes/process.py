@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 from qam_ros.contract.errors import QamError
-
-
-class _StoppedEarlyError(BaseException):
-    """A signal came before there was anything to stop."""
 
 
 class Stop:
@@ -23,17 +21,50 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
-        self._armed = False
+        self._setup: _ExitOnSignal | None = None
+
+    def listen(self) -> None:
+        """Install the signal handlers; call this in the main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle)
+        self._setup = _ExitOnSignal()
 
     def arm(self) -> None:
         """Whoever calls this watches ``requested`` from now on."""
-        self._armed = True
+        if self._setup is not None:
+            self._setup.end()
+            self._setup = None
 
     def handle(self, _number: int, _frame: FrameType | None) -> None:
         """Signal handler."""
         self.requested = True
-        if not self._armed:
-            raise _StoppedEarlyError
+
+
+class _ExitOnSignal:
+    """From its creation until ``end``, a handled signal ends the process with exit code 0.
+
+    Python runs signal handlers between bytecodes only, and loading libraries or compiling a scene or
+    a network stays in C for seconds on a busy machine. The interpreter's own C handler writes to a
+    file descriptor at once, though, and a thread waits for that. There is nothing to save yet.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)  # as set_wakeup_fd demands
+        signal.set_wakeup_fd(self._write)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Leave signals to their handlers alone."""
+        signal.set_wakeup_fd(-1)
+        os.close(self._write)
+        self._thread.join()
+        os.close(self._read)
+
+    def _watch(self) -> None:
+        if os.read(self._read, 1):  # nothing when the other end was closed
+            os._exit(0)
 
 
 def run_process(module: str, args: list[str] | None) -> int:
@@ -47,12 +78,9 @@ def run_process(module: str, args: list[str] | None) -> int:
         Exit code: 0 also when a signal ended it, 1 after an error meant for the user.
     """
     stop = Stop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop.handle)
+    stop.listen()
     try:
         code = importlib.import_module(module).run(stop, args)
-    except _StoppedEarlyError:
-        return 0
     except QamError as problem:
         sys.stderr.write(f"error: {problem}\n")
         return 1

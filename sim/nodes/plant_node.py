@@ -38,7 +38,6 @@ from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import WAKE_S, Diagnostics, Report
 from qam_ros.nodes.sensors import TopicCodec, command_codecs, sensor_codecs
-from sim.nodes.early_exit import ExitOnSignal
 from sim.pacing import Credit, Pace, PaceConfig, PlantLoop
 from sim.plant import Plant
 from sim.timing import EpisodeLog, PlantTiming
@@ -275,7 +274,6 @@ class RobotWatch:
 
 def run(stop: Stop, args: list[str] | None) -> int:
     """Play the plant until it is done or told to stop; returns the exit code."""
-    setup = ExitOnSignal()
     if not os.environ.get("HOME"):  # rclpy cannot find a log folder then
         os.environ.setdefault("ROS_LOG_DIR", tempfile.gettempdir())
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -289,7 +287,6 @@ def run(stop: Stop, args: list[str] | None) -> int:
         world.reset(settings.seed)
         node.wiring.check(world)
         stop.arm()
-        setup.end()
         play(node, world, config)
         return 0
     finally:
