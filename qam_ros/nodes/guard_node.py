@@ -32,7 +32,7 @@ from qam_ros.nodes.guard_control import GuardControl
 from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
-from qam_ros.nodes.sensors import command_codecs, sensor_codecs
+from qam_ros.nodes.sensors import command_codecs, measured_codecs
 from qam_ros.runtime.guard_config import guard_config
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.guard_log import GuardLog
@@ -164,14 +164,15 @@ class GuardNode(LifecycleNode):
             clock_ns=lambda: now_ns(self),
             log=self._log,
         )
+        sensors = qos.LOCKSTEP_IN if self._lockstep else qos.SENSOR_IN
         # What stops the robot first: of several messages that wait, these are taken first.
         wiring.subscription(
             Bool, "estop", lambda m: control.on_estop(pressed=m.data), qos.STOP_IN
         )
         wiring.listen(EpisodeEvent, "episode_event", control.on_event, qos.EVENT_IN)
-        for topic, codec in sensor_codecs(interface).items():
+        for topic, codec in measured_codecs(interface).items():
             if topic in core.measured_topics:
-                wiring.read(codec, control.on_measured, qos.SENSOR_IN)
+                wiring.read(codec, control.on_measured, sensors)
         wiring.listen(HumanAction, "human_action", control.on_human, qos.STOP_IN)
         wiring.listen(
             ActionProposal, "action_proposal", control.on_proposal, qos.TICK_IN

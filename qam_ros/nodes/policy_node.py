@@ -30,7 +30,7 @@ from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
 from qam_ros.nodes.policy_control import PolicyControl
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
-from qam_ros.nodes.sensors import sensor_codecs
+from qam_ros.nodes.sensors import observed_codecs
 from qam_ros.runtime.policy import PolicyCore
 from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_ros.runtime.update_parts import Offer
@@ -192,11 +192,11 @@ class PolicyNode(LifecycleNode):
             lockstep=self._lockstep,
             phase_offset_ns=round(self._settings.phase_offset_s * 1e9),
         )
+        sensors = qos.LOCKSTEP_IN if self._lockstep else qos.SENSOR_IN
         # Events first: of several messages that wait, the executor takes those listed first.
         wiring.listen(EpisodeEvent, "episode_event", control.on_event, qos.EVENT_IN)
-        for codec in sensor_codecs(core.interface).values():
-            if codec.topic in core.assembler.topics:
-                wiring.read(codec, control.on_observation, qos.SENSOR_IN)
+        for codec in observed_codecs(core.interface).values():
+            wiring.read(codec, control.on_observation, sensors)
         wiring.listen(PolicyUpdate, "policy_update", self._on_update, qos.UPDATE)
         wiring.service(Trigger, "~/rollback", self._on_rollback)
         wiring.add(Diagnostics(self, self._diagnose))

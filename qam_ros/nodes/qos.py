@@ -22,7 +22,9 @@ def _profile(depth: int, *, reliable: bool = True, kept: bool = False) -> QoSPro
 SENSOR_IN = _profile(5, reliable=False)
 """Reads from any driver, best effort or reliable; an old sample is worth nothing."""
 SENSOR_OUT = _profile(5)
-"""A reliable publisher matches best-effort and reliable readers; in lockstep no sample may be lost."""
+"""A reliable publisher matches best-effort and reliable readers."""
+LOCKSTEP_IN = _profile(5)
+"""Sensors in lockstep: the simulation waits for an answer, so no sample may be lost."""
 CLOCK_IN = _profile(1, reliable=False)
 """As rclcpp's own time source: only the newest time counts."""
 CLOCK_OUT = _profile(1)

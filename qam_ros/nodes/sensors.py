@@ -56,7 +56,7 @@ class TopicCodec:
         self.stamped = items[0].type not in UNSTAMPED
         self._frame = frame
         self._joints = joints.pop() if joints else ()
-        self._fields = {
+        self.fields = {
             item.field: field_components(item.type, item.field, f"topic '{self.topic}'")
             for item in items
         }
@@ -71,7 +71,7 @@ class TopicCodec:
         """
         stamp_ns = from_time(message.header.stamp) if self.stamped else None
         fields = {}
-        for path, components in self._fields.items():
+        for path, components in self.fields.items():
             value = attrgetter(path)(message)
             if components == BY_JOINT:
                 fields[path] = self._by_joint(message, path, value)
@@ -91,11 +91,11 @@ class TopicCodec:
             message.name = list(self._joints)
         for path, values in fields.items():
             numbers = np.asarray(values, dtype=np.float64).tolist()
-            if self._fields[path] in (BY_JOINT, BY_ELEMENT):
+            if self.fields[path] in (BY_JOINT, BY_ELEMENT):
                 setattr(message, path, numbers)
             else:
                 target = attrgetter(path)(message)
-                for name, number in zip(self._fields[path], numbers, strict=True):
+                for name, number in zip(self.fields[path], numbers, strict=True):
                     setattr(target, name, number)
         return message
 
@@ -120,20 +120,33 @@ class TopicCodec:
         return np.array(value, dtype=np.float64)[self._order]
 
 
+def observed_codecs(interface: RobotInterface) -> dict[str, TopicCodec]:
+    """Codec of every topic that an observation is read from."""
+    return _codecs(_observed(interface))
+
+
+def measured_codecs(interface: RobotInterface) -> dict[str, TopicCodec]:
+    """Codec of every topic that a measured value is read from."""
+    return _codecs(_measured(interface))
+
+
 def sensor_codecs(interface: RobotInterface) -> dict[str, TopicCodec]:
     """Codec of every topic that an observation or a measured value is read from."""
-    sources = [(block.source, block.frame) for block in interface.observation]
-    sources += [
-        (block.measured, block.frame)
-        for block in interface.action
-        if block.measured is not None
-    ]
-    return _codecs(sources)
+    return _codecs(_observed(interface) + _measured(interface))
 
 
 def command_codecs(interface: RobotInterface) -> dict[str, TopicCodec]:
     """Codec of every topic that a command is written to."""
     return _codecs([(block.target, block.frame) for block in interface.action])
+
+
+def _observed(interface: RobotInterface) -> list[tuple[Source, str]]:
+    return [(block.source, block.frame) for block in interface.observation]
+
+
+def _measured(interface: RobotInterface) -> list[tuple[Source, str]]:
+    blocks = interface.action
+    return [(b.measured, b.frame) for b in blocks if b.measured is not None]
 
 
 def _codecs(sources: list[tuple[Source, str]]) -> dict[str, TopicCodec]:
