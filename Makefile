@@ -22,7 +22,8 @@ ifdef ROS_DISTRO
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH ROS_DISTRO
 endif
 else
-SOURCED := if [ -f install/setup.sh ]; then . install/setup.sh; fi;
+MESSAGES := install/qam_msgs/share/qam_msgs/package.sh
+SOURCED := if [ -f $(MESSAGES) ]; then . $(MESSAGES); fi;
 endif
 
 # ROS 2 writes its logs under HOME unless told otherwise; a home folder may be missing.
