@@ -212,6 +212,20 @@ def test_signal_ends_it_within_a_second_with_code_0(start, graph, number):
     assert time.monotonic() - begin < 1.0
 
 
+def test_signal_finds_messages_that_were_not_taken_yet(
+    start, play, graph, robot, interface, tmp_path
+):
+    node = start()
+    assert graph.wait(play.matched)
+    graph.spin(0.5)  # by now it comes to look five times a second
+    robot.episode(20)
+    play(robot.messages, rate_hz=10_000.0)
+    graph.spin(0.02)
+    assert node.stop() == 0
+    with TransitionStore(tmp_path / "run" / "spool.sqlite", interface) as spool:
+        assert spool.read(0, 100)[1].tobytes() == robot.rows().tobytes()
+
+
 def test_signal_during_start_ends_it_with_code_0(start):
     node = start()
     time.sleep(0.6)
