@@ -64,11 +64,13 @@ test-gpu: setup ## Run the tests that need a GPU or TensorRT only
 
 .PHONY: check
 check: setup ## Lint, formatting, types, import rules, file sizes
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python tools/size_budget.py
+	@failed=; \
+	$(BIN)/ruff check . || failed=1; \
+	$(BIN)/ruff format --check . || failed=1; \
+	$(BIN)/mypy || failed=1; \
+	$(BIN)/lint-imports --no-logo || failed=1; \
+	$(BIN)/python tools/size_budget.py || failed=1; \
+	test -z "$$failed"
 
 .PHONY: fmt
 fmt: setup ## Format, and mend what the linter can mend
