@@ -12,12 +12,14 @@ import pytest
 pytest.importorskip("rclpy", reason="needs rclpy")
 pytest.importorskip("qam_msgs.msg", reason="needs qam_msgs, built by `make setup`")
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 
 from qam_ros.contract import messages as contract
 from qam_ros.contract.interface import load_interface
 from qam_ros.nodes import qos
 from qam_ros.nodes.convert import from_ros, ros_type, to_ros
+from qam_ros.nodes.stream_node import StreamNode
 from qam_ros.runtime.recording import import_bag, recover
 from qam_ros.runtime.store import TransitionStore
 from qam_ros.runtime.stream import Downlink
@@ -212,17 +214,26 @@ def test_signal_ends_it_within_a_second_with_code_0(start, graph, number):
     assert time.monotonic() - begin < 1.0
 
 
-def test_signal_finds_messages_that_were_not_taken_yet(
-    start, play, graph, robot, interface, tmp_path
+def test_clean_stop_takes_the_messages_that_wait(
+    play, graph, robot, interface, tmp_path
 ):
-    node = start()
-    assert graph.wait(play.matched)
-    graph.spin(0.5)  # by now it comes to look five times a second
-    robot.episode(20)
-    play(robot.messages, rate_hz=10_000.0)
-    graph.spin(0.02)
-    assert node.stop() == 0
-    with TransitionStore(tmp_path / "run" / "spool.sqlite", interface) as spool:
+    """Without an executor nothing is taken before the node closes."""
+    settings = {"robot": "mobile_base", "run_dir": tmp_path}
+    parameters = [
+        text for item in settings.items() for text in ("-p", "{}:={}".format(*item))
+    ]
+    rclpy.init(args=["--ros-args", *parameters])
+    node = StreamNode()
+    try:
+        assert graph.wait(play.matched)
+        robot.episode(20)
+        play(robot.messages)
+        graph.spin(0.5)
+        node.close()
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
+    with TransitionStore(tmp_path / "spool.sqlite", interface) as spool:
         assert spool.read(0, 100)[1].tobytes() == robot.rows().tobytes()
 
 
