@@ -9,16 +9,16 @@ generator seeds every episode, records states, labels and writes shards besides.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from measuring import machine, report
 
-from sim.generate import Target, generate, versions
+from sim.generate import Target, generate
 from sim.oracles import make_driver
 from sim.recipes import Recipe, make_recipe
 from sim.seeding import global_numpy_seed
@@ -47,36 +47,38 @@ def baseline(recipe: Recipe, rows: int) -> float:
         return made / (time.process_time() - started)
 
 
-def main() -> None:
-    """Measure, print and, on request, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="qam bench generate", description=__doc__)
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    options = parser.parse_args(argv)
     recipe = make_recipe()
+    # Half before and half after, because other work on the machine changes with time.
     before = baseline(recipe, options.rows // 2)
     with tempfile.TemporaryDirectory() as folder:
         target = Target(rows=options.rows)
         made = generate(Path(folder) / "data", recipe, target, workers=options.workers)
-    # Half before and half after, because other work on the machine changes with time.
     plain = 2.0 / (1.0 / before + 1.0 / baseline(recipe, options.rows // 2))
     rate = made.made_rows / made.cpu_s
-    result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": versions(),
-        "workers": options.workers,
-        "rows": made.made_rows,
-        "rows_per_cpu_s": round(rate, 1),
-        "rows_per_wall_s": round(made.made_rows / made.wall_s, 1),
-        "baseline_rows_per_cpu_s": round(plain, 1),
-        "ratio": round(rate / plain, 3),
-    }
-    print(json.dumps(result, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+    report(
+        "data generation, cube-single task recipe",
+        machine("mujoco", "ogbench", "numpy"),
+        ("variant", "workers", "rows", "rows/CPU-s", "rows/s", "ratio"),
+        (
+            ("plain loop", 1, options.rows, plain, None, 1.0),
+            (
+                "generator",
+                options.workers,
+                made.made_rows,
+                rate,
+                made.made_rows / made.wall_s,
+                rate / plain,
+            ),
+        ),
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":

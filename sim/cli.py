@@ -30,7 +30,7 @@ from qam_ros.contract.dataset import (
 )
 from qam_ros.contract.errors import ConfigError
 from qam_ros.contract.interface import load_interface
-from qam_ros.runtime.recording import import_bag, recover
+from qam_ros.runtime.recording import import_bag, recorded_interface, recover
 from sim.generate import Generation, Target, generate
 from sim.import_npz import export_npz, import_npz
 from sim.inspect import describe, plot_coverage, summarise
@@ -100,7 +100,7 @@ class Import:
         world: (npz) world of the files (default: read from the first file's name).
         task: (npz) 1..5: rewards are those of this task.
         sparse: (npz) -1 for every unfinished state, in place of minus the unmet sub-goals.
-        robot: name or file of the robot interface; needed for a bag.
+        robot: name or file of the robot interface (default: the bag's, or the world's).
     """
 
     sources: Annotated[list[Path], Positional]
@@ -132,11 +132,12 @@ class Import:
     def _import_bag(self, output: Path) -> DatasetManifest:
         if len(self.sources) != 1:
             raise ConfigError(f"import one bag at a time, found {len(self.sources)}")
-        if self.robot is None:
-            raise ConfigError("a bag needs --robot, the interface it was recorded with")
-        interface = load_interface(self.robot)
-        dataset = from_transitions(import_bag(self.sources[0], interface), interface)
-        meta = {"bag": self.sources[0].name}
+        bag = self.sources[0]
+        interface = (
+            load_interface(self.robot) if self.robot else recorded_interface(bag)
+        )
+        dataset = from_transitions(import_bag(bag, interface), interface)
+        meta = {"bag": bag.name}
         return write_dataset(output, dataset, interface, meta)
 
 

@@ -137,6 +137,20 @@ def free_folder(folder: str | Path) -> Path:
     return candidate
 
 
+def recorded_interface(bag: str | Path) -> RobotInterface:
+    """Robot interface that a bag was recorded with, as its first file says.
+
+    Raises:
+        DatasetError: no bag, a damaged one, or one without transitions.
+    """
+    paths = mcap_files(Path(bag))
+    if not paths:
+        raise DatasetError(
+            f"{bag}: no .mcap file in this folder; name the folder of a bag"
+        )
+    return _check_about(paths[0], _read_transitions(paths[0])[0], None)
+
+
 def import_bag(bag: str | Path, interface: RobotInterface | None = None) -> Rows:
     """Transitions of a bag, each key once, sorted by session (as it first appears) and seq.
 

@@ -6,6 +6,8 @@ import pytest
 
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
 from qam_ros.contract.errors import DatasetError
+from qam_ros.contract.transition import GuardMode, transition_dtype
+from qam_ros.runtime.recording import BagWriter
 from sim.cli import data
 from sim.generate import Target, generate
 from sim.import_npz import export_npz, import_npz, world_of
@@ -153,6 +155,56 @@ def test_positions_are_shown_in_metres(generated, ur5e):
     block = next(b for b in ur5e.observation if b.name == "object_position")
     positions = physical_observation(block, dataset.observations, ur5e)
     np.testing.assert_allclose(positions, dataset.extras["qpos"][:, 14:17], atol=1e-6)
+
+
+def recorded_rows(interface):
+    """Two episodes of five rows, the second one terminated."""
+    rows = np.zeros(10, transition_dtype(interface))
+    rng = np.random.default_rng(0)
+    rows["session"] = np.arange(16, dtype=np.uint8)
+    rows["seq"] = np.arange(10)
+    rows["episode"] = np.repeat([3, 4], 5)
+    rows["step"] = np.tile(np.arange(5), 2)
+    rows["observation_stamp_ns"] = 10**9 + np.arange(10) * 10**8
+    rows["action_stamp_ns"] = rows["observation_stamp_ns"] + 10**6
+    rows["guard_mode"] = GuardMode.ACTIVE
+    rows["reward"] = -1.0
+    rows["observation"] = rng.normal(size=(10, 2))
+    rows["proposed"] = rows["executed"] = rng.uniform(-1, 1, (10, 2))
+    rows["has_next"][[4, 9]] = 1
+    rows["next_observation"][[4, 9]] = rng.normal(size=(2, 2))
+    rows["truncated"][4] = rows["terminated"][9] = 1
+    return rows
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_command_line_imports_and_recovers_a_bag(base, tmp_path, capsys, named):
+    rows = recorded_rows(base)
+    writer = BagWriter(tmp_path / "bag", base, "base")
+    for part in (rows[:5], rows[5:]):
+        writer.write(part)
+    writer.close()
+    metadata = tmp_path / "bag" / "metadata.yaml"
+    metadata.unlink()
+    with pytest.raises(DatasetError, match="qam data recover"):
+        data(["import", str(tmp_path / "bag")])
+    assert data(["recover", str(tmp_path / "bag")]) == 0
+    assert "10 messages" in capsys.readouterr().out
+    options = ["--robot", "mobile_base"] if named else []
+    assert data(["import", str(tmp_path / "bag"), *options]) == 0
+    dataset = read_dataset(tmp_path / "bag.dataset", base)
+    np.testing.assert_array_equal(dataset.observations, rows["observation"])
+    np.testing.assert_array_equal(dataset.actions, rows["executed"])
+    np.testing.assert_array_equal(dataset.masks, [1.0] * 9 + [0.0])
+    assert dataset.segments == 2
+
+
+def test_a_bag_of_another_robot_is_refused(base, tmp_path):
+    writer = BagWriter(tmp_path / "bag", base, "base")
+    writer.write(recorded_rows(base))
+    writer.close()
+    with pytest.raises(DatasetError, match="another robot interface"):
+        data(["import", str(tmp_path / "bag"), "--robot", "ur5e_2f85"])
 
 
 def test_command_line_generates_inspects_exports_and_imports(tmp_path, capsys):
