@@ -35,6 +35,7 @@ from sim.generate import Generation, Target, generate
 from sim.import_npz import export_npz, import_npz
 from sim.inspect import describe, plot_coverage, summarise
 from sim.recipes import make_recipe
+from sim.render import render, trace_of
 
 Positional = tyro.conf.Positional
 
@@ -168,11 +169,15 @@ class Inspect:
     Attributes:
         dataset: folder of the dataset.
         plot: PNG file to write (default: the dataset's name + .coverage.png, beside it).
+        video: also render an episode into this file (.mp4; .png where no GL library exists).
+        episode: which episode the video shows, from 0.
         json: print the figures as JSON.
     """
 
     dataset: Annotated[Path, Positional]
     plot: Path | None = None
+    video: Path | None = None
+    episode: int = 0
     json: bool = False
 
     def run(self) -> int:
@@ -182,11 +187,15 @@ class Inspect:
         summary = summarise(dataset, manifest.interface)
         plot = self.plot or _beside(self.dataset, ".coverage.png")
         plot_coverage(dataset, manifest.interface, plot)
+        files = {"plot": str(plot)}
+        if self.video is not None:
+            trace = trace_of(dataset, manifest, self.episode)
+            files["video"] = str(render(trace, self.video).path)
         if self.json:
-            print(json.dumps(asdict(summary) | {"plot": str(plot)}))
+            print(json.dumps(asdict(summary) | files))
         else:
             print(describe(summary, manifest))
-            print(f"coverage: {plot}")
+            print("\n".join(f"{name}: {file}" for name, file in files.items()))
         return 0
 
 

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qam_ros.contract.dataset import Dataset, DatasetManifest
+from qam_ros.contract.errors import DatasetError
 from sim.worlds import WORLDS, World, make_world, quiet_simulators
 
 PLATFORMS = ("egl", "osmesa")
@@ -41,6 +43,33 @@ class Trace:
     task: int
     qpos: NDArray[np.floating[Any]]
     title: str = ""
+
+
+def trace_of(dataset: Dataset, manifest: DatasetManifest, episode: int) -> Trace:
+    """States of one episode of a dataset.
+
+    Args:
+        dataset: with recorded qpos.
+        manifest: names world and task.
+        episode: index of the segment, from 0.
+
+    Raises:
+        DatasetError: no such episode, or the dataset does not say its world or has no states.
+    """
+    if "qpos" not in dataset.extras or "world" not in manifest.meta:
+        raise DatasetError(
+            "the dataset has no recorded simulator states (qpos and world), so there is nothing to "
+            "render; generate it with `qam data generate`"
+        )
+    if not 0 <= episode < dataset.segments:
+        raise DatasetError(
+            f"episode {episode} does not exist; there are {dataset.segments}, counted from 0"
+        )
+    ends = np.flatnonzero(dataset.terminals) + 1
+    start = 0 if episode == 0 else ends[episode - 1]
+    world, task = manifest.meta["world"], manifest.meta["task"]
+    title = f"{world} task {task}, episode {episode}"
+    return Trace(world, task, dataset.extras["qpos"][start : ends[episode]], title)
 
 
 @dataclass(frozen=True)

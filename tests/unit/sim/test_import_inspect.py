@@ -13,6 +13,7 @@ from sim.generate import Target, generate
 from sim.import_npz import export_npz, import_npz, world_of
 from sim.inspect import physical_observation, summarise
 from sim.recipes import make_recipe
+from sim.render import trace_of
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,16 @@ def test_positions_are_shown_in_metres(generated, ur5e):
     block = next(b for b in ur5e.observation if b.name == "object_position")
     positions = physical_observation(block, dataset.observations, ur5e)
     np.testing.assert_allclose(positions, dataset.extras["qpos"][:, 14:17], atol=1e-6)
+
+
+def test_an_episode_to_render_is_cut_from_the_dataset(generated):
+    dataset, manifest = read_dataset(generated), read_dataset_manifest(generated)
+    ends = np.flatnonzero(dataset.terminals) + 1
+    trace = trace_of(dataset, manifest, 1)
+    np.testing.assert_array_equal(trace.qpos, dataset.extras["qpos"][ends[0] : ends[1]])
+    assert (trace.world, trace.task) == ("cube-single", 1)
+    with pytest.raises(DatasetError, match="there are 3"):
+        trace_of(dataset, manifest, 3)
 
 
 def recorded_rows(interface):
