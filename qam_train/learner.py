@@ -113,6 +113,8 @@ class LearnerCore:
         folder = VersionFolder(run_dir / "versions", artifact.manifest.policy_version)
         self.offers = Offers(folder, run_id, key, config.reoffer_s)
         self._versioned_at = self._resume_offers()
+        self._presumed = 0
+        self._quiet_since_s = clock_s()
         self.last_metrics: dict[str, Tensor] = {}
         self._finished_s: deque[float] = deque(maxlen=_RATE_UPDATES)
         save_config(config, run_dir / "learner.yaml")
@@ -147,21 +149,17 @@ class LearnerCore:
     def status(self, stamp_ns: int) -> LearnerStatus:
         """Heartbeat: progress, and the credit of a simulated plant.
 
-        While the last version waits for its verdict, the plant gets one more window for every
-        sending: a robot that stands still cannot swap.
-
         Args:
             stamp_ns: present time [ns].
         """
-        allowed = self.trainer.allowed_steps
-        if self.trainer.complete and not self.finished:
-            allowed += self.config.window * self.offers.sendings
+        self._watch_for_stall()
+        updates, config = self.trainer.updates, self.config
         return LearnerStatus(
             stamp_ns=stamp_ns,
             run_id=self.run_id,
-            updates=self.trainer.updates,
+            updates=updates,
             rows=self.rows,
-            allowed_steps=allowed,
+            allowed_steps=config.allowed_steps(updates, self._unplayed()),
             version=self.offers.folder.newest,
             finished=self.finished,
             updates_per_s=self._updates_per_s(),
@@ -283,9 +281,29 @@ class LearnerCore:
             self.trainer.extend(rows)
             position = first + rows.size - 1
 
+    def _unplayed(self) -> int:
+        """Steps that left no row: seen as jumps in an episode, or presumed after a stall."""
+        return max(self.trainer.stream.counters.unplayed, self._presumed)
+
+    def _watch_for_stall(self) -> None:
+        """Grant another window when rows stay away although nothing here holds them up.
+
+        Steps without a row (the policy process is down, the guard has stopped) use the window up,
+        and a plant without credit shows the policy no observation to come back with. The same
+        holds for the last verdict: a robot that stands still cannot swap.
+        """
+        now_s = self._clock_s()
+        if self.rows == 0 or self.trainer.due > 0 or self.finished:
+            self._quiet_since_s = now_s
+        elif now_s - self._quiet_since_s > self.config.stall_s:
+            self._presumed = self._unplayed() + self.config.window
+            self._quiet_since_s = now_s
+            logger.info("no row for %.1f s: another window", self.config.stall_s)
+
     def _arrive(self, rows: Rows) -> None:
         if rows.size:
             self.rows += rows.size
+            self._quiet_since_s = self._clock_s()
             self._arrived.append(rows)
 
     def _resume_offers(self) -> int:

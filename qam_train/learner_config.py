@@ -36,6 +36,8 @@ class LearnerConfig:
         offer_every: updates between two versions offered to the robot.
         max_probe_change: largest mean action change on the probes that the learner itself offers;
             .inf leaves the verdict to the robot.
+        stall_s: when no row came for so long although none is being worked on, the plant is granted
+            another window: steps without a row (policy down, robot stopped) have used this one up [s].
         reoffer_s: an offer without verdict is repeated after this time [s].
         checkpoint_every: updates between two checkpoints.
         keep_checkpoints: older checkpoints are removed; 0 keeps all.
@@ -55,6 +57,7 @@ class LearnerConfig:
     lr_end: float = 3e-4
     offer_every: int = 1000
     max_probe_change: float = math.inf
+    stall_s: float = 3.0
     reoffer_s: float = 3.0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
@@ -79,7 +82,14 @@ class LearnerConfig:
             _require(
                 getattr(self, name) >= 0, name, "a number >= 0", getattr(self, name)
             )
-        for name in ("utd", "lr_start", "lr_end", "max_probe_change", "reoffer_s"):
+        for name in (
+            "utd",
+            "lr_start",
+            "lr_end",
+            "max_probe_change",
+            "stall_s",
+            "reoffer_s",
+        ):
             _require(
                 getattr(self, name) > 0, name, "a positive number", getattr(self, name)
             )

@@ -32,6 +32,7 @@ FREE_ON_RESUME = {
         "keep_checkpoints",
         "log_every",
         "reoffer_s",
+        "stall_s",
         "threads",
         "window",
     ),
@@ -73,11 +74,6 @@ class OnlineTrainer:
     def complete(self) -> bool:
         """Whether all updates of the run are done."""
         return self.updates >= self.config.total_updates
-
-    @property
-    def allowed_steps(self) -> int:
-        """Steps the plant may have taken in all."""
-        return self.config.allowed_steps(self.updates, self.stream.counters.unplayed)
 
     def extend(self, rows: Rows) -> None:
         """Take over rows whose keys were never taken over before."""

@@ -147,7 +147,6 @@ class Offers:
         self._waiting: list[int] = []
         self._running: int | None = None
         self._sent_s: float | None = None
-        self.sendings = 0
 
     @property
     def outstanding(self) -> int | None:
@@ -175,7 +174,7 @@ class Offers:
                 self._note(record, status)
             if judged:
                 del self._waiting[0]
-                self._sent_s, self.sendings = None, 0
+                self._sent_s = None
             if status.swaps == 0:
                 self._offer_again()
 
@@ -191,7 +190,6 @@ class Offers:
             if self._sent_s is not None and now_s - self._sent_s < self._reoffer_s:
                 return []
             self._sent_s = now_s
-            self.sendings += 1
             return split_update(
                 self.folder.blob(self._waiting[0]),
                 run_id=self._run_id,
@@ -218,7 +216,7 @@ class Offers:
         missing = [n for n in behind if n not in self._waiting]
         if missing:
             self._waiting = sorted({*missing, *self._waiting})
-            self._sent_s, self.sendings = None, 0
+            self._sent_s = None
 
 
 def _write(path: Path, data: bytes) -> None:

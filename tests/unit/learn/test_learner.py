@@ -126,18 +126,43 @@ def test_versions_are_offered_until_the_robot_answers(make_core, rows_of):
 
 
 def test_while_the_last_version_waits_the_robot_may_move_on(make_core, rows_of):
-    core = make_core(reoffer_s=1e-9)
+    now = [0.0]
+    core = make_core(stall_s=3.0)
+    core._clock_s = lambda: now[0]
     core.take(rows_of([60]))
     work_off(core)
     core.heard(status(1, 1, accepted=False, swaps=0))
-    before = core.status(0).allowed_steps
-    assert core.outgoing()
-    assert core.outgoing()
-    assert core.status(0).allowed_steps == before + 20
+    allowed = []
+    for now[0] in (0.0, 2.9, 3.1, 6.0, 6.3):
+        allowed.append(core.status(0).allowed_steps)
+    assert allowed == [70, 70, 80, 80, 90]
     for version in (2, 4):
+        core.outgoing()
         core.heard(status(version, version))
-    assert core.status(0).finished
-    assert core.status(0).allowed_steps == before
+    now[0] = 100.0
+    assert (core.status(0).finished, core.status(0).allowed_steps) == (True, 90)
+    core.close()
+
+
+def test_steps_without_a_row_do_not_hold_the_plant_for_ever(make_core, rows_of):
+    now = [0.0]
+    core = make_core(stall_s=3.0)
+    core._clock_s = lambda: now[0]
+    now[0] = 50.0
+    assert (
+        core.status(0).allowed_steps == 10
+    )  # nothing has started yet: that is no stall
+    rows = rows_of([60])
+    rows["step"][20:] += 9  # the policy was away for nine steps of the window
+    core.take(rows[:20])
+    work_off(core)
+    now[0] = 52.0
+    assert core.status(0).allowed_steps == 30
+    now[0] = 53.1
+    assert core.status(0).allowed_steps == 40
+    core.take(rows[20:30])
+    work_off(core)
+    assert core.status(0).allowed_steps == 50  # nine are seen now, ten were granted
     core.close()
 
 
