@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from qam_ros.nodes.process import run_process
+from typing import NoReturn
+
+from qam_ros.nodes.process import leave, run_process
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the guard node; returns the exit code."""
-    return run_process("qam_ros.nodes.guard_node", args)
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the guard node and end the process with its exit code."""
+    leave(run_process("qam_ros.nodes.guard_node", args))

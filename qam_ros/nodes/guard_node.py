@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
@@ -27,7 +26,6 @@ from qam_ros.contract.messages import (
 )
 from qam_ros.contract.transition import GuardMode
 from qam_ros.nodes import qos
-from qam_ros.nodes.convert import from_time
 from qam_ros.nodes.guard_control import GuardControl
 from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
 from qam_ros.nodes.process import Stop
@@ -78,7 +76,7 @@ class GuardNode(LifecycleNode):
         self.exit_code: int | None = None
         self._settings = read_parameters(self, TABLE, GuardSettings)
         self._lockstep = bool(self.get_parameter("use_sim_time").value)
-        self._wiring = Wiring(self)
+        self._wiring = Wiring(self, warn=not self._lockstep)
         self._control: GuardControl | None = None
         self._log: GuardLog | None = None
         if self._settings.autostart and not autostart(self):
@@ -178,12 +176,7 @@ class GuardNode(LifecycleNode):
             ActionProposal, "action_proposal", control.on_proposal, qos.TICK_IN
         )
         if self._lockstep:
-            wiring.subscription(
-                Clock,
-                "/clock",
-                lambda m: control.on_clock(from_time(m.clock)),
-                qos.CLOCK_IN,
-            )
+            wiring.on_clock(control.on_clock)
         wiring.service(Trigger, "~/reset", self._on_reset)
         wiring.add(Diagnostics(self, self._diagnose))
 

@@ -94,7 +94,7 @@ class PolicyNode(LifecycleNode):
         self.exit_code: int | None = None
         self._settings = read_parameters(self, TABLE, PolicySettings)
         self._lockstep = bool(self.get_parameter("use_sim_time").value)
-        self._wiring = Wiring(self)
+        self._wiring = Wiring(self, warn=not self._lockstep)
         self._offers: queue.Queue[Offer | None] = queue.Queue(maxsize=4)
         self._worker: threading.Thread | None = None
         self._control: PolicyControl | None = None

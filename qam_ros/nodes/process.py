@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
 from qam_ros.contract.errors import QamError
 
@@ -85,3 +86,13 @@ def run_process(module: str, args: list[str] | None) -> int:
         sys.stderr.write(f"error: {problem}\n")
         return 1
     return int(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, for nodes that have saved everything and must be gone quickly.
+
+    Python would first take every module apart, half a second on a busy machine.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -25,10 +25,8 @@ SENSOR_OUT = _profile(5)
 """A reliable publisher matches best-effort and reliable readers."""
 LOCKSTEP_IN = _profile(5)
 """Sensors in lockstep: the simulation waits for an answer, so no sample may be lost."""
-CLOCK_IN = _profile(1, reliable=False)
-"""As rclcpp's own time source: only the newest time counts."""
 CLOCK_OUT = _profile(1)
-"""Matches both kinds of reader."""
+"""Only the newest time counts; matches both kinds of reader."""
 COMMAND = _profile(1)
 """A command must arrive, and only the newest one may."""
 HISTORY = _profile(4096, kept=True)

@@ -10,7 +10,13 @@ from typing import Any, Final, Protocol
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]
+from rclpy.clock import (  # type: ignore[attr-defined]
+    Clock,
+    ClockType,
+    JumpThreshold,
+)
+from rclpy.duration import Duration
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
@@ -89,16 +95,23 @@ class Wiring:
 
     Args:
         node: the node.
+        warn: log incompatible QoS of other nodes. The handlers of these events take half the time
+            of a single-threaded executor, so simulations in lockstep, where all QoS is ours, go
+            without.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *, warn: bool = True) -> None:
         self._node = node
+        self._out = PublisherEventCallbacks(use_default_callbacks=warn)
+        self._in = SubscriptionEventCallbacks(use_default_callbacks=warn)
         self._undo: list[Callable[[], object]] = []
         self.malformed = 0
 
     def publisher(self, kind: type, topic: str, profile: QoSProfile) -> Any:
         """Create a publisher."""
-        publisher: Any = self._node.create_publisher(kind, topic, profile)
+        publisher: Any = self._node.create_publisher(
+            kind, topic, profile, event_callbacks=self._out
+        )
         self._undo.append(lambda: self._node.destroy_publisher(publisher))
         return publisher
 
@@ -110,7 +123,9 @@ class Wiring:
         profile: QoSProfile,
     ) -> None:
         """Create a subscription."""
-        subscription = self._node.create_subscription(kind, topic, callback, profile)
+        subscription = self._node.create_subscription(
+            kind, topic, callback, profile, event_callbacks=self._in
+        )
         self._undo.append(lambda: self._node.destroy_subscription(subscription))
 
     def listen(
@@ -161,6 +176,21 @@ class Wiring:
             publisher.publish(to_ros(message))
 
         return send
+
+    def on_clock(self, callback: Callable[[int], None]) -> None:
+        """Call back with the node's time [ns] whenever a simulation sets it."""
+
+        def jumped(_jump: object) -> None:
+            callback(now_ns(self._node))
+
+        threshold = JumpThreshold(
+            min_forward=Duration(nanoseconds=1),
+            min_backward=Duration(nanoseconds=-1),
+            on_clock_change=True,
+        )
+        clock = self._node.get_clock()
+        handle = clock.create_jump_callback(threshold, post_callback=jumped)
+        self._undo.append(handle.unregister)
 
     def service(
         self, kind: Any, name: str, callback: Callable[[Any, Any], Any]

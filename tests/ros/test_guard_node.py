@@ -48,7 +48,7 @@ class Rig:
         )
         self.target = command_codecs(INTERFACE)["target_pose"]
         node.create_subscription(
-            self.target.message_type, "target_pose", self.commands.append, qos.COMMAND
+            self.target.message_type, "target_pose", self.commands.append, 10
         )
         codecs = sensor_codecs(INTERFACE)
         self.sensors = {
