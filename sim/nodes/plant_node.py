@@ -7,6 +7,7 @@ an executor thread to a simulation thread would cost a switch of the interpreter
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -44,6 +45,7 @@ from sim.timing import EpisodeLog, PlantTiming
 from sim.wiring import Wiring
 from sim.worlds import Commands, Sensors, World, make_world, world_info
 
+DRY_RUN_S = 1.0  # wait this long for publishers of commands
 FLUSH_S = 0.2  # last rewards and events are given this long to be acknowledged
 
 PARAMETERS = (
@@ -249,11 +251,12 @@ class RobotWatch:
 
     Args:
         node: the plant's node.
-        topics: command topics, each of which must have a publisher.
+        topics: command topics. Their publishers are waited for, too, but not for long: a guard in
+            dry run has none.
     """
 
     def __init__(self, node: Node, topics: Iterable[str]) -> None:
-        self._reported = False
+        self._reported_s = math.inf
         self._node = node
         self._topics = [node.resolve_topic_name(topic) for topic in topics]
         self._subscription = node.create_subscription(
@@ -262,10 +265,13 @@ class RobotWatch:
 
     def present(self) -> bool:
         """Whether episodes can start."""
-        return self._reported and all(map(self._node.count_publishers, self._topics))
+        waited_s = time.monotonic() - self._reported_s
+        commanded = all(map(self._node.count_publishers, self._topics))
+        return waited_s > DRY_RUN_S or (waited_s >= 0.0 and commanded)
 
     def _on_report(self, message: Any) -> None:
-        self._reported |= any(message.policy_session)
+        if any(message.policy_session):
+            self._reported_s = min(self._reported_s, time.monotonic())
 
     def destroy(self) -> None:
         """End the subscription."""
