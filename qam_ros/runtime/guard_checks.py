@@ -125,8 +125,9 @@ def check_proposal(
 ) -> tuple[int, bool]:
     """LimitBit flags of the proposal, and whether its observation is fit to be a row."""
     proposal = inputs.proposal
+    missing = MISSING if state.in_episode else 0  # between episodes none is expected
     if proposal is None:
-        return MISSING, False
+        return missing, False
     interface = config.interface
     session, last_tick = state.policy
     if (
@@ -143,7 +144,7 @@ def check_proposal(
         return NON_FINITE, False
     bits = 0
     if proposal.action.size == 0 or proposal.episode != state.episode:
-        bits |= MISSING
+        bits |= missing
     else:
         bits |= _action_bits(proposal.action)
     late_s = max(0, inputs.now_ns - proposal.stamp_ns) * 1e-9

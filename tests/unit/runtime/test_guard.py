@@ -355,6 +355,8 @@ def test_no_motion_and_no_rows_between_episodes(rig):
     outputs = rig.ticks(3)
     assert all(output.report.mode == GuardMode.IDLE for output in outputs)
     assert not any(output.report.is_row for output in outputs)
+    silent = rig.tick(proposed=False).report
+    assert (silent.mode, silent.limit_bits) == (GuardMode.IDLE, 0)
     # once braked, positions are left to the controller; a velocity is brought to zero
     np.testing.assert_array_equal(outputs[0].commands["target"]["pose.position"], last)
     assert all("target" not in output.commands for output in outputs[1:])
