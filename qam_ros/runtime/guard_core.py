@@ -126,6 +126,10 @@ class GuardCore:
             tick_ns: time that never steps [ns] in real time, or the observation stamp that got no
                 proposal in lockstep; None in lockstep takes the proposal's stamp.
         """
+        if proposal is None and not self.lockstep and tick_ns is not None:
+            # The proposal was waited for half a period: the tick that goes without was due before,
+            # and a proposal that comes right now still finds its place.
+            tick_ns -= self.config.period_ns // 2
         if tick_ns is None:
             tick_ns = now_ns if proposal is None else min(now_ns, proposal.stamp_ns)
         inputs = GuardInputs(
@@ -145,13 +149,13 @@ class GuardCore:
         return output
 
     def deadline_ns(self) -> int | None:
-        """Tick time at which a tick without proposal is due [ns]; None before the first tick.
+        """Time at which a tick without proposal is due [ns]; None before the first tick.
 
-        A first missing proposal is waited for half a period; once holding, ticks keep the period.
+        A proposal is waited for half a period; a fresh emergency stop does not wait.
         """
         if self.state.last_tick_ns is None:
             return None
-        stops = self._estop_pressed or self._estop_seen or self.state.latch is not None
-        waits = self.state.bad_ticks == 0 and not stops
+        pressed = self._estop_pressed or self._estop_seen
+        urgent = pressed and self.state.latch != GuardMode.ESTOP
         period_ns = self.config.period_ns
-        return self.state.last_tick_ns + (3 * period_ns // 2 if waits else period_ns)
+        return self.state.last_tick_ns + (period_ns if urgent else 3 * period_ns // 2)

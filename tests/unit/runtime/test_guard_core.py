@@ -42,23 +42,51 @@ def test_each_guard_has_a_session_of_its_own(interface):
     assert all(len(session) == 16 for session in sessions)
 
 
-def test_first_missing_proposal_is_waited_for_and_later_ones_are_not(core, helpers):
-    period_ns = helpers.period_ns
+@pytest.fixture
+def real_time(interface, helpers):
+    """A guard in real time that has answered a proposal at time 0."""
+    core = GuardCore(guard_config(interface), lockstep=False)
     assert core.deadline_ns() is None
     core.on_event(helpers.event())
-    core.on_measured(0, helpers.pose())
-    core.tick(0, helpers.proposal(0, 0, ACTION))
-    assert core.deadline_ns() == 3 * period_ns // 2
-    core.tick(0, None, 2 * period_ns)
-    assert core.deadline_ns() == 3 * period_ns
+    tick_at(core, helpers, 0)
+    return core
 
 
-def test_an_emergency_stop_is_answered_within_a_period(core, helpers):
-    core.on_event(helpers.event())
-    core.on_measured(0, helpers.pose())
-    core.tick(0, helpers.proposal(0, 0, ACTION))
-    core.set_estop(pressed=True)
-    assert core.deadline_ns() == helpers.period_ns
+def tick_at(core, helpers, time_ns, *, proposed=True):
+    """Tick at a time; how the guard took it."""
+    core.on_measured(time_ns, helpers.pose())
+    number = time_ns // 1_000_000
+    proposal = helpers.proposal(number, time_ns, ACTION) if proposed else None
+    return core.tick(time_ns, proposal, time_ns)
+
+
+def test_missing_proposals_are_waited_for_half_a_period(real_time, helpers):
+    period_ns, modes, times = helpers.period_ns, [], []
+    for _ in range(3):
+        times.append(real_time.deadline_ns() / period_ns)
+        output = tick_at(real_time, helpers, real_time.deadline_ns(), proposed=False)
+        modes.append(output.report.mode)
+    assert times == [1.5, 2.5, 3.5]
+    assert modes == [GuardMode.HOLD, GuardMode.HOLD, GuardMode.SAFE_STOP]
+
+
+def test_a_proposal_just_after_its_deadline_is_still_executed(real_time, helpers):
+    """Else a policy whose phase slipped by a little more than half a period would be locked out."""
+    period_ns = helpers.period_ns
+    tick_at(real_time, helpers, 3 * period_ns // 2, proposed=False)
+    late_ns = 3 * period_ns // 2 + period_ns // 10
+    for k in range(5):
+        output = tick_at(real_time, helpers, late_ns + k * period_ns)
+        assert output.report.mode == GuardMode.ACTIVE
+        assert output.report.is_row
+
+
+def test_an_emergency_stop_is_answered_within_a_period(real_time, helpers):
+    real_time.set_estop(pressed=True)
+    assert real_time.deadline_ns() == helpers.period_ns
+    output = tick_at(real_time, helpers, helpers.period_ns, proposed=False)
+    assert output.report.mode == GuardMode.ESTOP
+    assert real_time.deadline_ns() == 2 * helpers.period_ns
 
 
 def test_stop_brings_the_base_to_rest(core, helpers):
