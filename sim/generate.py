@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from qam_ros.contract.errors import ConfigError, DatasetError
+from qam_ros.runtime.child import end_with_parent
 from sim.episodes import EpisodeMaker
 from sim.labels import LABEL_KEYS, label
 from sim.recipes import Recipe
@@ -180,6 +183,13 @@ _maker: EpisodeMaker | None = None
 _folder: Path | None = None
 
 
+def _start_process(parent: int, recipe: Recipe, seed: int, folder: Path) -> None:
+    """First thing in a worker process: it does not outlive us, and Ctrl-C ends it in silence."""
+    end_with_parent(parent)()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _start_worker(recipe, seed, folder)
+
+
 def _start_worker(recipe: Recipe, seed: int, folder: Path) -> None:
     global _maker, _folder
     _maker, _folder = EpisodeMaker(recipe, seed), folder
@@ -215,8 +225,8 @@ def _shard_maker(
     with ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
-        _start_worker,
-        (recipe, seed, folder),
+        _start_process,
+        (os.getpid(), recipe, seed, folder),
     ) as pool:
         try:
             yield lambda first: pool.submit(_make_shard, first)
