@@ -27,6 +27,13 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from qam_ros.contract.errors import ConfigError, QamError
 from qam_train.loops.evaluator import EvaluationConfig, Evaluator
@@ -218,7 +225,9 @@ def command(argv: Sequence[str]) -> int:
         arguments.overlay,
         arguments.max_episode_steps,
     )
-    result = evaluate(config, arguments.episodes, arguments.workers)
+    result = _evaluate_visibly(
+        config, arguments.episodes, arguments.workers, show=not arguments.json
+    )
     if arguments.json:
         print(json.dumps(dataclasses.asdict(result)))  # noqa: T201
         return 0
@@ -230,3 +239,23 @@ def command(argv: Sequence[str]) -> int:
         f"{result.seconds:.1f} s"
     )
     return 0
+
+
+def _evaluate_visibly(
+    config: EvaluationConfig, episodes: int, workers: int, *, show: bool
+) -> EvalResult:
+    """Evaluate with a progress display: bar, time left, success so far."""
+    columns = (
+        TextColumn("episodes"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("success {task.fields[success]:.2f}"),
+    )
+    with Progress(*columns, transient=True, disable=not show) as display:
+        task = display.add_task("episodes", total=episodes, success=0.0)
+
+        def advance(done: int, solved: int) -> None:
+            display.update(task, completed=done, success=solved / done)
+
+        return evaluate(config, episodes, workers, advance)

@@ -3,6 +3,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +247,19 @@ def test_settings_that_do_not_fit_end_the_process_with_the_reason(
     )
     assert process.wait(30.0) == 1
     assert "made for another robot interface" in process.text()
+
+
+def catches(pid, number):
+    """Whether a process has a handler for a signal (Linux)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(mask >> (number - 1) & 1)
+
+
+def test_a_signal_while_it_still_loads_ends_it_at_once(spawn, files, tmp_path):
+    for later_s in (0.0, 0.5, 1.5):
+        process = spawn("learner_node", files | {"run_dir": str(tmp_path / "run")})
+        while not catches(process.pid, signal.SIGTERM):  # the interpreter itself starts
+            time.sleep(0.001)
+        time.sleep(later_s)
+        assert process.stop(signal.SIGTERM, 3.0) == 0

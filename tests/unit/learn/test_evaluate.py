@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -62,6 +63,27 @@ def test_a_world_of_another_robot_is_refused_with_the_reason(config):
         QamError, match="has robot 'ur5e_2f85', the policy is of robot 'mobile_base'"
     ):
         evaluate(dataclasses.replace(config, world="cube-single"), 1)
+
+
+def test_workers_get_one_thread_each_and_the_parent_keeps_its_own(config, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    seen = {}
+    monkeypatch.setattr(
+        "qam_train.evaluate.ProcessPoolExecutor",
+        lambda *_, **__: seen.update(os.environ) or fail(),
+    )
+
+    def fail():
+        raise ConfigError("stop here")
+
+    with pytest.raises(ConfigError, match="stop here"):
+        evaluate(config, episodes=1)
+    assert (seen["OMP_NUM_THREADS"], seen["MKL_NUM_THREADS"]) == ("1", "1")
+    assert (os.environ["OMP_NUM_THREADS"], "MKL_NUM_THREADS" in os.environ) == (
+        "7",
+        False,
+    )
 
 
 def test_no_episodes_are_refused(config):
