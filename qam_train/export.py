@@ -115,21 +115,7 @@ def export_artifact(
     weights = policy_weights(agent)
     observations, noise = draw_probes(dataset, sizes, seed)
     golden = Golden(observations, noise, policy_chunks(agent, observations, noise))
-    manifest = ArtifactManifest(
-        interface=interface,
-        algorithm=agent.algorithm,
-        head="flow",
-        flow_steps=sizes.flow_steps,
-        chunk_length=sizes.chunk,
-        policy_version=provenance.policy_version,
-        parent_version=provenance.parent_version,
-        run_id=provenance.run_id,
-        commit=provenance.commit or source_commit(),
-        dataset_hash=provenance.dataset_hash,
-        graph=_signature(weights, sizes),
-        tolerance=TOLERANCE,
-        evaluation=provenance.evaluation,
-    )
+    manifest = _manifest(agent, interface, provenance, weights)
     net_weights = {name: value for name, value in weights.items() if "/" in name}
     graph = build_policy_graph(net_weights, sizes)
     error = largest_error(Artifact(manifest, graph, weights, golden))
@@ -211,6 +197,27 @@ def source_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()
+
+
+def _manifest(
+    agent: Agent, interface: RobotInterface, provenance: Provenance, weights: Weights
+) -> ArtifactManifest:
+    sizes = policy_sizes(agent)
+    return ArtifactManifest(
+        interface=interface,
+        algorithm=agent.algorithm,
+        head="flow",
+        flow_steps=sizes.flow_steps,
+        chunk_length=sizes.chunk,
+        policy_version=provenance.policy_version,
+        parent_version=provenance.parent_version,
+        run_id=provenance.run_id,
+        commit=provenance.commit or source_commit(),
+        dataset_hash=provenance.dataset_hash,
+        graph=_signature(weights, sizes),
+        tolerance=TOLERANCE,
+        evaluation=provenance.evaluation,
+    )
 
 
 def _signature(weights: Weights, sizes: PolicySizes) -> GraphSignature:
