@@ -17,7 +17,7 @@ from qam_ros.contract.messages import (
     GuardReport,
     HumanAction,
 )
-from qam_ros.contract.transition import GuardMode, LimitBit
+from qam_ros.contract.transition import ActionSource, GuardMode, LimitBit
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.guard_log import GuardLog
 from qam_ros.runtime.guard_types import Fields, GuardOutput
@@ -238,7 +238,8 @@ class GuardControl:
     def _finish(self, output: GuardOutput, tick_ns: int) -> None:
         self._send(output)
         report = output.report
-        if output.commands and report.observation_stamp_ns and not self.core.lockstep:
+        moved = output.commands and report.source != ActionSource.SAFE
+        if moved and report.observation_stamp_ns and not self.core.lockstep:
             latency_ns = self._clock_ns() - report.observation_stamp_ns
             report = replace(report, latency_ns=latency_ns)
         self._report(report)

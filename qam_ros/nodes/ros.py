@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -18,6 +19,7 @@ from rclpy.clock import (  # type: ignore[attr-defined]
 from rclpy.duration import Duration
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -28,6 +30,8 @@ from qam_ros.nodes.convert import Message, from_ros, ros_type, to_ros
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.qos import DIAGNOSTICS
 from qam_ros.nodes.sensors import FloatArray, TopicCodec
+
+RCLError = rclpy_implementation.RCLError
 
 WAKE_S: Final = 0.1
 """The loop looks at ``Stop`` this often; a Python signal handler cannot interrupt a wait in C."""
@@ -60,7 +64,7 @@ def spin_node(make: Callable[[], Node], stop: Stop, args: list[str] | None) -> i
         executor.add_node(node)
         stop.arm()
         while not stop.requested and getattr(node, "exit_code", None) is None:
-            executor.spin_once(timeout_sec=WAKE_S)
+            _spin_some(executor, node)
         return getattr(node, "exit_code", None) or 0
     finally:
         if node is not None:
@@ -70,6 +74,19 @@ def spin_node(make: Callable[[], Node], stop: Stop, args: list[str] | None) -> i
             node.destroy_node()
         executor.shutdown(timeout_sec=0)
         rclpy.try_shutdown()
+
+
+def _spin_some(executor: SingleThreadedExecutor, node: Node) -> None:
+    """Handle what is waiting.
+
+    ROS 2 Jazzy raises on a lifecycle request that is not possible now; somebody's mistaken request
+    must not end a guard.
+    """
+    try:
+        executor.spin_once(timeout_sec=WAKE_S)
+    except RCLError as problem:
+        node.get_logger().error(f"ROS refused a request: {problem}")
+        time.sleep(WAKE_S)
 
 
 def autostart(node: LifecycleNode) -> bool:

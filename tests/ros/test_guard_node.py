@@ -265,6 +265,8 @@ def test_lifecycle_only_an_active_guard_commands(graph, spawn):
     assert change(Transition.TRANSITION_ACTIVATE)
     rig.start()
     assert rig.step().mode == GuardMode.ACTIVE
+    change(Transition.TRANSITION_ACTIVATE)  # not possible now; must not end the guard
+    assert rig.step().mode == GuardMode.ACTIVE
     assert change(Transition.TRANSITION_DEACTIVATE)
     seen = len(rig.reports)
     rig.step(wait=False)
