@@ -33,6 +33,7 @@ from qam_ros.runtime.matching import Episodes, Proposals, Recent, Sequence, Tick
 from qam_ros.runtime.rows import Successor, transition_row
 
 Key = tuple[bytes, int]
+_SCAN_NS = 250_000_000  # thousands of late labels may wait; looking at all of them costs 10 us each
 Message = ActionProposal | GuardReport | StepReward | EpisodeEvent
 
 
@@ -43,11 +44,14 @@ class JoinerConfig:
     Args:
         label_timeout_s: how long a row waits for its reward after the world moved on [s].
         successor_timeout_s: the same for a missing proposal or next observation [s].
+        patience_s: the same while nothing later has come on the topic that is waited for [s]: after
+            a restart the history of one topic may come many seconds behind that of another.
         capacity: messages of each kind that are kept; above the history depth of the topics.
     """
 
     label_timeout_s: float = 10.0
     successor_timeout_s: float = 2.0
+    patience_s: float = 30.0
     capacity: int = 16384
 
 
@@ -112,10 +116,11 @@ class Joiner:
         self._ticks: Recent[Key, Tick] = Recent(capacity)
         self._done: Recent[Key, None] = Recent(2 * capacity)
         self._episodes = Episodes(capacity)
+        self._scanned_ns = -_SCAN_NS
         self._pending: OrderedDict[Key, _Pending] = OrderedDict()
         self._unpassed: set[Key] = set()
         self._waiting = _Indices()
-        self._newest_action_ns = -1
+        self._newest_action_ns = self._newest_proposal_ns = self._newest_reward_ns = -1
         self._sequences: dict[bytes, Sequence] = {}
         for session, seq in known:
             self._done.put((session, seq), None)
@@ -148,7 +153,10 @@ class Joiner:
         return self._settle(affected, now_ns)
 
     def poll(self, now_ns: int) -> Rows:
-        """Rows whose time-outs have passed; call some ten times a second."""
+        """Rows whose time-outs have passed; call some times a second."""
+        if now_ns - self._scanned_ns < _SCAN_NS:
+            return self._none
+        self._scanned_ns = now_ns
         late = [key for key, row in self._pending.items() if row.passed_ns is not None]
         return self._settle(late, now_ns)
 
@@ -174,6 +182,7 @@ class Joiner:
             return self._malformed("action proposal", sizes)
         if not self._proposals.add(proposal):
             return []
+        self._newest_proposal_ns = max(self._newest_proposal_ns, proposal.stamp_ns)
         waiting = self._waiting.by_proposal.get(
             (proposal.policy_session, proposal.tick)
         )
@@ -188,6 +197,7 @@ class Joiner:
         if not np.isfinite(reward.reward):
             return self._malformed("step reward", reward.reward)
         self._rewards.put(reward.stamp_ns, reward)
+        self._newest_reward_ns = max(self._newest_reward_ns, reward.stamp_ns)
         return list(self._waiting.by_stamp.get(reward.stamp_ns, ()))
 
     def _add_report(self, report: GuardReport, now_ns: int) -> list[Key]:
@@ -286,27 +296,37 @@ class Joiner:
         waited_s = (
             0.0 if pending.passed_ns is None else (now_ns - pending.passed_ns) * 1e-9
         )
-        patient = waited_s < self.config.successor_timeout_s
+        patience_s = self.config.successor_timeout_s
         proposal = self._proposals.get((report.policy_session, report.policy_tick))
         if proposal is None or not proposal.observation.size:
-            if not patient:
+            later = self._newest_proposal_ns > stamp_ns
+            if self._overdue(waited_s, patience_s, later_came=later):
                 self.counters.without_proposal += 1
                 self._forget(key)
             return None
         if not cut and following is not None and self._continues(report, following):
             successor: Successor | None = Successor()
-        elif following is None and not ends and patient:
+        elif following is None and not ends and waited_s < patience_s:
             return None  # nothing says yet what comes next
         else:
-            successor = self._closing_observation(key, patient=patient)
-        if successor is None or (
-            reward is None and waited_s < self.config.label_timeout_s
+            successor = self._closing_observation(key, waited_s)
+        if successor is None:
+            return None
+        self._waiting.closing.discard(key)
+        later = self._newest_reward_ns > stamp_ns
+        if reward is None and not self._overdue(
+            waited_s, self.config.label_timeout_s, later_came=later
         ):
             return None
         self._forget(key)
         return self._row(report, proposal, reward, successor)
 
-    def _closing_observation(self, key: Key, *, patient: bool) -> Successor | None:
+    def _overdue(self, waited_s: float, timeout_s: float, *, later_came: bool) -> bool:
+        """Whether something is given up; a topic on which nothing later came may only be slow."""
+        limit_s = timeout_s if later_came else max(timeout_s, self.config.patience_s)
+        return waited_s >= limit_s
+
+    def _closing_observation(self, key: Key, waited_s: float) -> Successor | None:
         """The next observation of a row that no row continues; None while it may still come."""
         stamp_ns = self._pending[key].report.observation_stamp_ns
         found = self._proposals.one_period_after(
@@ -314,7 +334,8 @@ class Joiner:
         )
         if found is not None:
             return Successor(found.observation)
-        if not patient:
+        later = self._newest_proposal_ns >= stamp_ns + self._period_ns * 3 // 2
+        if self._overdue(waited_s, self.config.successor_timeout_s, later_came=later):
             return Successor(given_up=True)
         self._waiting.closing.add(key)
         return None

@@ -222,6 +222,34 @@ def test_history_after_a_restart_yields_no_row_twice(interface, robot, keys_of):
     assert joiner.counters.lost_reports == 0
 
 
+@pytest.mark.parametrize("slow", [ActionProposal, StepReward])
+def test_history_of_one_topic_may_come_long_after_the_others(interface, robot, slow):
+    for _ in range(3):
+        robot.episode(10)
+    last = [message for message in robot.messages if isinstance(message, slow)]
+    first = [message for message in robot.messages if not isinstance(message, slow)]
+    joiner = Joiner(interface)
+    rows = [
+        feed(joiner, first),
+        *(joiner.poll(second * SECOND) for second in range(29)),
+    ]
+    assert not sum(part.size for part in rows)
+    assert same(feed(joiner, last, 29 * SECOND), robot.rows())
+
+
+def test_rows_that_wait_for_rewards_do_not_slow_down_the_others(interface, robot):
+    robot.episode(3000)
+    silent = [
+        message for message in robot.messages if not isinstance(message, StepReward)
+    ]
+    spent_s = []
+    for messages in (robot.messages, silent):
+        begin = time.process_time()
+        feed(Joiner(interface), messages)
+        spent_s.append(time.process_time() - begin)
+    assert spent_s[1] < 3 * spent_s[0]
+
+
 def test_masked_rows_and_empty_actions_are_kept_and_masked(interface, robot):
     robot.episode(4, masked={1})
     report = pick(robot.messages, GuardReport, 2)
