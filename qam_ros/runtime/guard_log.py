@@ -151,7 +151,9 @@ def executed_keys(records: npt.NDArray[np.void]) -> set[tuple[bytes, int]]:
     Args:
         records: from ``read_guard_log``.
     """
-    spans: dict[tuple[bytes, int], dict[str, int]] = {}  # by session: episodes count anew
+    spans: dict[
+        tuple[bytes, int], dict[str, int]
+    ] = {}  # by session: episodes count anew
     for record in records[records["kind"] != ROW]:
         name = "start" if record["kind"] == KINDS[EpisodeKind.START] else "end"
         owner = (record["session"].tobytes(), int(record["episode"]))

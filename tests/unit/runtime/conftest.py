@@ -15,6 +15,8 @@ from qam_ros.contract.artifact import (
 )
 from qam_ros.contract.interface import read_interface
 from qam_ros.contract.messages import ActionProposal, EpisodeEvent, EpisodeKind
+from qam_ros.runtime.guard_config import guard_config
+from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.sampler import OnnxSampler
 from qam_train.policy_graph import PolicySizes, build_policy_graph, split_first_layer
 
@@ -229,6 +231,65 @@ def artifact(interface):
     return make_artifact(interface)
 
 
+ACTION = np.array([0.3, -0.2, 0.5, 0.1, -0.4], dtype=np.float32)
+
+
+class GuardRig:
+    """A guard in lockstep with a robot that goes where it is told."""
+
+    def __init__(self, interface, **settings):
+        self.period_ns = PERIOD_NS
+        self.core = GuardCore(guard_config(interface, **settings), session=b"g" * 16)
+        self.k = -1
+        self.x, self.y, self.yaw = 0.0, 0.3, 0.0
+
+    def start(self, episode=1):
+        self.core.on_event(
+            make_event(episode=episode, stamp_ns=(self.k + 1) * self.period_ns)
+        )
+        self.episode = episode
+        return self
+
+    def end(self, kind=EpisodeKind.END):
+        self.core.on_event(make_event(kind, self.episode, self.k + 1))
+
+    def measure(self, **pose):
+        values = {"x": self.x, "y": self.y, "yaw": self.yaw} | pose
+        self.core.on_measured(self.k * self.period_ns, raw_pose(**values))
+
+    def tick(
+        self, action=ACTION, *, measured=True, proposed=True, now_ns=None, **changes
+    ):
+        """One tick of the clock; returns the guard's output."""
+        self.k += 1
+        stamp_ns = self.k * self.period_ns
+        if measured:
+            self.measure()
+        proposal = None
+        if proposed:
+            changes = {"episode": self.episode} | changes
+            proposal = make_proposal(self.k, stamp_ns, action, **changes)
+        now_ns = stamp_ns if now_ns is None else now_ns
+        output = self.core.tick(now_ns, proposal, None if proposed else stamp_ns)
+        position = output.commands.get("target", {}).get("pose.position")
+        if position is not None:
+            self.x, self.y = position[:2]
+        return output
+
+    def ticks(self, count, *args, **changes):
+        return [self.tick(*args, **changes) for _ in range(count)]
+
+
+@pytest.fixture
+def rig(free_interface):
+    return GuardRig(free_interface).start()
+
+
+@pytest.fixture
+def tight(interface):
+    return GuardRig(interface).start()
+
+
 @pytest.fixture(scope="session")
 def helpers():
     """The makers of this file, for test modules (which cannot import it)."""
@@ -240,6 +301,7 @@ def helpers():
         pose=raw_pose,
         joints=raw_joints,
         artifact=make_artifact,
+        guard_rig=GuardRig,
         robot=ROBOT,
         period_ns=PERIOD_NS,
         session=SESSION,
