@@ -154,7 +154,7 @@ def test_kills_of_either_side_lose_nothing_and_repeat_nothing(
             node = start()
         elif turn % 3 == 1:
             learner.restart()
-    assert graph.wait(lambda: learner.store.last_position >= len(robot.truth), 30), (
+    assert graph.wait(lambda: learner.store.last_position >= len(robot.truth), 60), (
         node.text()
     )
     graph.spin(0.5)
