@@ -167,11 +167,15 @@ class StreamNode(Node):
     def _poll(self) -> None:
         """Take what has come, send, and come back when some ten rows may be there."""
         taken = self._take_bunch()
-        period_s = self._timer.timer_period_ns * 1e-9 * BUNCH / max(taken, 1)
-        period_s = min(max(period_s, POLL_S[0]), POLL_S[1])
-        self._timer.timer_period_ns = round(period_s * 1e9)
         heard = self._batches.get_subscription_count() > 0
         self._publish(self.core.poll(time.monotonic_ns(), heard=heard))
+        period_s = self._timer.timer_period_ns * 1e-9 * BUNCH / max(taken, 1)
+        if (
+            heard and self.core.backlog
+        ):  # the window is full: acknowledgements are awaited
+            period_s = 0.0
+        period_s = min(max(period_s, POLL_S[0]), POLL_S[1])
+        self._timer.timer_period_ns = round(period_s * 1e9)
 
     def _take_bunch(self) -> int:
         """Take what has come, for a bounded time; returns the number of messages."""

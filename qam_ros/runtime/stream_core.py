@@ -101,6 +101,13 @@ class StreamCore:
         self.writer.put(self.joiner.poll(now_ns))
         return self._send(now_ns) if heard else []
 
+    @property
+    def backlog(self) -> int:
+        """Rows in the spool that are still to be sent; none without a learner to send them to."""
+        if not self.config.spool.wait_for_ack:
+            return 0
+        return self.writer.status().last_position - self.uplink.sent
+
     def acknowledge(self, ack: TransitionAck, now_ns: int) -> list[TransitionBatch]:
         """Take an acknowledgement; returns what it makes room for."""
         try:

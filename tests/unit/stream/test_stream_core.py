@@ -125,6 +125,7 @@ def test_without_learner_nothing_is_sent(start, robot):
         core.add(message, 0)
     time.sleep(0.1)
     assert core.poll(SECOND) == []
+    assert core.backlog == 0
 
 
 def test_health_names_a_harm_once_and_keeps_its_count(start, robot):
