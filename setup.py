@@ -34,7 +34,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         shared("launch", "*.launch.py"),
-        shared("config", "*.yaml"),
+        shared("config", "*.yaml", "*.xml"),
         shared("config/robot", "*.yaml"),
         shared("config/bringup", "*.yaml"),
     ],

@@ -29,7 +29,8 @@ class ProcessSpec:
         max_restarts: restarts in a row before it is given up.
         settle_s: wait before it is asked to stop, after those listed below it have ended [s].
         stop_timeout_s: time it has to end when asked, before it is killed [s].
-        environment: variables set for it unless the caller's environment has them.
+        environment: variables set for it unless the caller's environment has them; `{config}` in
+            the file stands for the folder config.
     """
 
     name: str
@@ -148,5 +149,8 @@ def _specify(
         max_restarts=process.max_restarts,
         settle_s=process.settle_s,
         stop_timeout_s=process.stop_timeout_s,
-        environment=file.environment,
+        environment={
+            key: text.replace("{config}", str(bringup_folder().parent))
+            for key, text in file.environment.items()
+        },
     )

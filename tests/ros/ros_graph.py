@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from qam_ros.runtime.bringup import bringup_folder
+
 DOMAINS = range(1, 102)  # above 101 the ports may meet the kernel's ephemeral ones
 LOCKS = Path(tempfile.gettempdir()) / "qam_ros_domains"
 
@@ -40,7 +42,10 @@ def own_domain() -> Iterator[int]:
 
 def ros_environment(domain: int, log_dir: Path) -> dict[str, str]:
     """Environment variables for everything that lives in a domain."""
+    profile = str(bringup_folder().parent / "fastdds.xml")
     return {
+        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
+        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOG_DIR": str(log_dir),

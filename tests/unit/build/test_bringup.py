@@ -87,6 +87,19 @@ def test_placeholders_keep_the_type_of_their_argument(write):
     assert bringup.run_dir == Path("runs/one")
 
 
+@pytest.mark.parametrize("name", list_bringups())
+def test_files_that_the_environment_names_exist(name):
+    needed = [
+        key
+        for key, argument in read_bringup(name).arguments.items()
+        if argument.required
+    ]
+    for spec in load_bringup(name, dict.fromkeys(needed, "some")).processes:
+        profile = Path(spec.environment["FASTDDS_DEFAULT_PROFILES_FILE"])
+        assert profile.is_absolute()
+        assert profile.is_file()
+
+
 def test_a_conditional_process_runs_when_its_argument_is_true(write):
     bringup = load_bringup(write(), {"artifact": "a"})
     assert [spec.name for spec in bringup.processes] == ["policy", "extra"]
