@@ -182,22 +182,27 @@ class PlantLoop:
             return
         stamp_ns = self._first_stamp()
         self._port.publish_event(self._plant.start(stamp_ns))
-        while True:
-            next_ns, ended = self._control_step(stamp_ns)
-            stamp_ns = next_ns
-            if ended:
-                break
-            self._wait_for_credit()
-            if self._port.stopping:
+        ended = False
+        while not ended:
+            following = self._control_step(stamp_ns)
+            if following is None:
                 event = self._plant.abort(stamp_ns)
                 if event is not None:
                     self._port.publish_event(event)
                 return
+            stamp_ns, ended = following
+            if not ended:
+                self._wait_for_credit()
         self._publish_observation(stamp_ns)
         self._port.sleep(self._monotonic_s() + self._config.episode_gap_s)
 
-    def _control_step(self, stamp_ns: int) -> tuple[int, bool]:
-        """One control step; returns the stamp of the next observation and whether that is the last."""
+    def _control_step(self, stamp_ns: int) -> tuple[int, bool] | None:
+        """One control step.
+
+        Returns:
+            Stamp of the next observation and whether that is the last one; None when the process
+            shall end: then no step is taken, and the present observation is the last one.
+        """
         lateness_s = self._publish_observation(stamp_ns)
         published_s = self._monotonic_s()
         if self._lockstep:
@@ -205,6 +210,8 @@ class PlantLoop:
         else:
             until_s = self._deadline_s(stamp_ns) + self._plant.period_ns * 0.5e-9
         commands, complete = self._port.wait_commands(stamp_ns, until_s)
+        if self._port.stopping:
+            return None
         answered_s = self._monotonic_s()
         next_ns = self._next_stamp(stamp_ns)
         advance = self._plant.advance(stamp_ns, next_ns, commands or None)

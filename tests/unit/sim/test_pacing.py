@@ -187,7 +187,10 @@ def test_credit_holds_the_plant_before_the_first_step_that_is_not_allowed():
     plant, timing = play(port, credit=True)
     assert plant.total_steps == 4
     assert port.kinds()[-1] == "ABORT"
-    assert len(port.of("clock")) == 4, "simulated time stands still during the pause"
+    times = [entry[2] for entry in port.of("sensors")]
+    assert len(port.of("clock")) == len(times) == 5
+    assert times[3] < 101.0, "simulated time stands still during the pause"
+    assert times[4] >= 130.0, "the last observation is shown when all ends"
     assert timing.credit_wait_s > 29.0
 
 
@@ -262,12 +265,13 @@ def test_real_time_skips_periods_that_have_passed_and_counts_them():
     assert timing.skipped == 2
 
 
-def test_stopping_in_an_episode_aborts_it():
+def test_stopping_in_an_episode_aborts_it_at_an_observation_without_a_step():
     port = Port()
     port.stop_after = 100.0035
     plant, _ = play(port, episodes=5)
-    assert port.kinds()[-1] == "ABORT"
-    assert plant.last_record.steps == 4
+    assert port.kinds()[-3:] == ["clock", "sensors", "ABORT"]
+    assert port.log[-1][1] == port.log[-2][1] == port.of("reward")[-1][1] + PERIOD_NS
+    assert plant.last_record.steps == len(port.of("reward")) == 3
     assert not plant.last_record.success
 
 
