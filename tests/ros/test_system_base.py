@@ -28,7 +28,7 @@ def finished(request, tmp_path_factory, maze_policy):
         commands = system.graph.collect(kind, "cmd_vel", 4096)
         code = system.finish(60.0)
         left = system.left()
-        yield system, code, left, commands
+    return system, code, left, commands
 
 
 def test_it_ends_by_itself_and_leaves_no_process(finished):
@@ -75,8 +75,7 @@ def test_the_base_went_where_it_was_told_to(finished):
 def test_the_commands_on_the_topic_are_the_executed_actions(finished):
     system, _, _, commands = finished
     twists = [getattr(message, "twist", message) for message in commands]
-    seen = np.array([(t.linear.x, t.linear.y) for t in twists], dtype=np.float32)
-    executed = 2.0 * system.rows()["executed"]
-    assert len(seen) > 100
-    found = {tuple(row) for row in executed} | {(0.0, 0.0)}
-    assert all(tuple(row) in found for row in seen)
+    seen = {tuple(np.float32([t.linear.x, t.linear.y])) for t in twists}
+    executed = {tuple(2 * row) for row in system.rows()["executed"]}
+    assert len(seen) > 20  # the publisher keeps one: a slow observer misses some
+    assert seen <= executed | {(0.0, 0.0)}
