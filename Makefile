@@ -76,6 +76,7 @@ check: setup ## Lint, formatting, types, import rules, file sizes
 fmt: setup ## Format, and mend what the linter can mend
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+	@$(BIN)/python tools/file_tree.py
 
 .PHONY: bench
 bench: setup ## Measure training, policy, loop and stream
