@@ -70,6 +70,7 @@ check: setup ## Lint, formatting, types, import rules, file sizes
 	$(BIN)/mypy || failed=1; \
 	$(BIN)/lint-imports --no-logo || failed=1; \
 	$(BIN)/python tools/size_budget.py || failed=1; \
+	$(BIN)/python tools/file_tree.py --check || failed=1; \
 	test -z "$$failed"
 
 .PHONY: fmt
