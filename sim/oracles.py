@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,6 @@ STACKING = {
     "cube-quadruple": (0.1, 0.5),
 }
 CUBE_HEIGHT_M = 0.02  # of the centre of a cube that lies on the table
-LIFTED_AFTER_SEGMENTS = 4.5  # of the oracle's plan: approach, descent, grasp, lift
 
 
 class Driver(Protocol):
@@ -49,8 +47,7 @@ class CubeTaskDriver:
 
     Args:
         world: a cube world in task mode.
-        recipe: goal_probability, min_goal_distance_m, target_yaw_rad, the misses and the oracle's
-            settings.
+        recipe: goal_probability, min_goal_distance_m, target_yaw_rad and the oracle's settings.
     """
 
     def __init__(self, world: World, recipe: Recipe) -> None:
@@ -66,60 +63,32 @@ class CubeTaskDriver:
             noise_smoothing=recipe.noise_smoothing,
         )
         self._rng = np.random.default_rng(0)
-        self._target = np.zeros(3)
-        self._judged_at_s = (
-            math.inf
-        )  # when the grasp of the present attempt is looked at
 
     def begin(self, rng: np.random.Generator) -> None:
         """Aim for the first time."""
         self._rng = rng
-        info = self._env.compute_ob_info()
-        self._aim()
-        self._plan(info)
+        self._aim(self._env.compute_ob_info())
 
     def action(self) -> Values:
-        """Follow the plan; aim anew when it is done, grasp anew when it missed."""
+        """Follow the plan; aim anew when it is done."""
         info = self._env.compute_ob_info()
         if self._oracle.done:
-            self._aim()
-            self._plan(info)
-        elif info["time"][0] >= self._judged_at_s:
-            self._judged_at_s = math.inf
-            if info["privileged/block_0_pos"][2] < 2 * CUBE_HEIGHT_M:
-                self._plan(info)
+            self._aim(info)
         return np.asarray(self._oracle.select_action(None, info), dtype=np.float64)
 
-    def _aim(self) -> None:
-        """Choose where the cube shall go."""
-        goal = self._env.data.mocap_pos[self._env._cube_target_mocap_ids[0]]
-        self._target = np.array(goal)
-        if self._rng.uniform() >= self._recipe.goal_probability:
-            self._target = self._wrong_place(goal)
-
-    def _plan(self, info: dict[str, Any]) -> None:
-        """Plan one attempt to bring the cube there."""
+    def _aim(self, info: dict[str, Any]) -> None:
         recipe = self._recipe
+        goal = self._env.data.mocap_pos[self._env._cube_target_mocap_ids[0]]
+        target = np.array(goal)
+        if self._rng.uniform() >= recipe.goal_probability:
+            target = self._wrong_place(goal)
         yaw = self._rng.uniform(-1.0, 1.0) * recipe.target_yaw_rad
         privileged = {
             "privileged/target_block": 0,
-            "privileged/target_block_pos": self._target,
+            "privileged/target_block_pos": target,
             "privileged/target_block_yaw": np.array([yaw]),
         }
-        self._judged_at_s = math.inf
-        if recipe.miss_probability > 0.0:
-            lifted_after_s = LIFTED_AFTER_SEGMENTS * recipe.segment_s
-            self._judged_at_s = info["time"][0] + lifted_after_s
-            if self._rng.uniform() < recipe.miss_probability:
-                beside = info["privileged/block_0_pos"] + self._miss()
-                privileged["privileged/block_0_pos"] = beside
         self._oracle.reset(None, info | privileged)
-
-    def _miss(self) -> Values:
-        """Offset of a grasp that misses [m]."""
-        distance_m = self._rng.uniform(1 / 3, 1.0) * self._recipe.miss_distance_m
-        angle = self._rng.uniform(-np.pi, np.pi)
-        return distance_m * np.array([np.cos(angle), np.sin(angle), 0.0])
 
     def _wrong_place(self, goal: Values) -> Values:
         while True:

@@ -35,9 +35,6 @@ class Recipe:
         goal_probability: share of attempts that aim at the true goal (`task`).
         min_goal_distance_m: distance of wrong targets to the goal (`task`, manipulation).
         target_yaw_rad: targets are turned by up to this angle to either side (`task`, manipulation).
-        miss_probability: share of attempts that grasp beside the object and are then made again
-            (`task`, manipulation): shows what a missed grasp costs, and how to recover from it.
-        miss_distance_m: largest distance of such a grasp to the object; the smallest is a third of it.
         noise: noise of the oracle; in mazes, standard deviation of action noise.
         noise_smoothing: width of the Gaussian filter over the plan's noise [control steps].
         segment_s: duration of a segment of the plan [s].
@@ -52,8 +49,6 @@ class Recipe:
     goal_probability: float = 0.2
     min_goal_distance_m: float = 0.08
     target_yaw_rad: float = 0.0
-    miss_probability: float = 0.0
-    miss_distance_m: float = 0.05
     noise: float = 0.1
     noise_smoothing: float = 0.5
     segment_s: float = 0.4
@@ -138,7 +133,7 @@ def _check(recipe: Recipe) -> None:
             f"recipe {recipe.kind!r} does not exist for world {recipe.world!r}; "
             f"use one of {', '.join(fitting)}"
         )
-    for key in ("goal_probability", "miss_probability", "random_action_probability"):
+    for key in ("goal_probability", "random_action_probability"):
         if not 0.0 <= getattr(recipe, key) <= 1.0:
             raise ConfigError(
                 f"recipe setting {key!r} is a probability, found {recipe.settings()[key]}"
@@ -148,7 +143,6 @@ def _check(recipe: Recipe) -> None:
         "noise_smoothing",
         "min_goal_distance_m",
         "target_yaw_rad",
-        "miss_distance_m",
         "extra_rows",
     ):
         if getattr(recipe, key) < 0:

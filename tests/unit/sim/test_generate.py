@@ -150,28 +150,6 @@ def test_goal_probability_zero_aims_elsewhere():
     assert np.linalg.norm(cube[-1] - goal) > 0.04
 
 
-def test_a_missed_grasp_is_made_again_and_the_cube_still_arrives():
-    first_miss = EpisodeMaker(
-        make_recipe(goal_probability=1.0, miss_probability=0.5), 3
-    )
-    episodes = [first_miss.make(index) for index in range(4)]
-    lifted = [
-        int(np.argmax(episode.extras["qpos"][:, 16] > 0.06)) for episode in episodes
-    ]
-    assert min(lifted) < 50, "some attempts grasp at once"
-    assert max(lifted) > 60, "some come back for the cube"
-    assert all(
-        episode.success for episode in episodes if episode.extras["qpos"][-1, 16] < 0.1
-    )
-    assert sum(episode.success for episode in episodes) >= 3
-
-
-def test_no_misses_leave_the_episodes_as_they_were():
-    plain = EpisodeMaker(make_recipe(max_steps=40), 0).make(0)
-    never = EpisodeMaker(make_recipe(max_steps=40, miss_distance_m=0.01), 0).make(0)
-    np.testing.assert_array_equal(plain.actions, never.actions)
-
-
 def test_play_data_of_a_scene_carry_button_states_and_labels():
     episode = EpisodeMaker(make_recipe("play", "puzzle-3x3", max_steps=60), 0).make(0)
     assert episode.extras["button_states"].shape == (60, 9)
