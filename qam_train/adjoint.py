@@ -53,14 +53,48 @@ def rollout(
     a = a_0
     states = [a]
     for k in range(n - 1):
-        t = k * h
-        a = torch.add((1.0 - h / (t + h)) * a + spread[k], f_theta(a, t), alpha=2.0 * h)
+        a = _memoryless_step(a, f_theta(a, k * h), spread[k], k * h, h)
         states.append(a)
     a_1 = torch.add(a, f_beta(a, (n - 1) * h), alpha=h)
     return torch.stack(states), a_1
 
 
-def lean_adjoint(pullback: Pullback, g_1: Tensor, n: int) -> Tensor:
+def _memoryless_step(a: Tensor, v: Tensor, shock: Tensor, t: float, h: float) -> Tensor:
+    return torch.add((1.0 - h / (t + h)) * a + shock, v, alpha=2.0 * h)
+
+
+def controlled_rollout(
+    f_theta: Field, f_beta: Field, a_0: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """End point and control cost of the memoryless rollout, to be differentiated through (BAM).
+
+    Cost = mean_B sum_{k < n-1} (2 / sigma_k^2) ||f_theta - f_beta||^2, without the step size h
+    (official code): n times the path KL of the steps that f_theta takes.
+
+    Args:
+        f_theta: tuned velocity field.
+        f_beta: behaviour velocity field; takes the last step.
+        a_0: (B, D), standard normal.
+        noise: (n-1, B, D), standard normal.
+
+    Returns:
+        end point a_1 (B, D), unclipped, and the cost.
+    """
+    n = noise.shape[0] + 1
+    h = 1.0 / n
+    sigma = memoryless_sigma(step_times(n, a_0), h)[:-1]  # (n-1, 1, 1)
+    spread = h**0.5 * sigma * noise
+    a = a_0
+    corrections = []
+    for k in range(n - 1):
+        v = f_theta(a, k * h)
+        corrections.append(v - f_beta(a, k * h))
+        a = _memoryless_step(a, v, spread[k], k * h, h)
+    a_1 = torch.add(a, f_beta(a, (n - 1) * h), alpha=h)
+    return a_1, path_kl(torch.stack(corrections), a_0.new_zeros(()), sigma, 1.0)
+
+
+def lean_adjoint(pullback: Pullback, g_1: Tensor, n: int, first: int = 0) -> Tensor:
     """Lean adjoint g_k = g_{k+1} + h [d/da (2 f_beta - a / (t_k + h))]^T g_{k+1}, backward in k.
 
     The Jacobian is taken at the left state a_k but at time t_k + h (official code): the caller
@@ -70,18 +104,19 @@ def lean_adjoint(pullback: Pullback, g_1: Tensor, n: int) -> Tensor:
         pullback: pullback(k, g) = [d f_beta(a_k, t_k + h) / da]^T g.
         g_1: (B, D), terminal adjoint -tau * grad_a mean Q.
         n: number of steps.
+        first: step to stop at.
 
     Returns:
-        g_0 .. g_{n-1} as (n, B, D).
+        g_first .. g_{n-1} as (n - first, B, D).
     """
     h = 1.0 / n
     g = g_1
     adjoints: list[Tensor] = []
-    for k in reversed(range(n)):
+    for k in reversed(range(first, n)):
         decay = 1.0 - h / (k * h + h)  # exactly 0 at k = 0
         g = torch.add(decay * g, pullback(k, g), alpha=2.0 * h)
         adjoints.append(g)
-    return torch.stack(adjoints[::-1])
+    return torch.stack(adjoints[::-1]) if adjoints else g_1[None][:0]
 
 
 def terminal_metrics(g_1: Tensor) -> dict[str, Tensor]:
@@ -94,21 +129,78 @@ def terminal_metrics(g_1: Tensor) -> dict[str, Tensor]:
     }
 
 
+def bridge(a_1: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """States a_t = (1 - t) noise_k + t a_1 on the grid t = 1/K .. 1, one fresh noise per time.
+
+    Args:
+        a_1: (B, D), end points.
+        noise: (K, B, D), standard normal.
+
+    Returns:
+        states (K, B, D) and their times (K, 1, 1).
+    """
+    t = step_times(noise.shape[0], a_1) + 1.0 / noise.shape[0]
+    return (1.0 - t) * noise + t * a_1, t
+
+
+def scalar_adjoint(g_1: Tensor, t: Tensor) -> Tensor:
+    """Scalar adjoint g_t = t g_1: the lean adjoint of a base field whose Jacobian is zero.
+
+    For a Jacobian c_t I the lean adjoint is t exp(2 int_t^1 c) g_1; the exponential is left out
+    (SQAM).
+
+    Args:
+        g_1: (B, D), terminal adjoint.
+        t: (K, 1, 1), times.
+
+    Returns:
+        (K, B, D).
+    """
+    return t * g_1
+
+
+def path_kl(v_theta: Tensor, v_beta: Tensor, sigma: Tensor, h: float) -> Tensor:
+    """Path-space KL of the tuned process from the base, mean_B sum_k (2 h / sigma_k^2) ||dv_k||^2.
+
+    Free of the temperature (Girsanov: sigma u = 2 dv).
+
+    Args:
+        v_theta: (K, B, D), tuned velocities.
+        v_beta: (K, B, D), behaviour velocities at the same states.
+        sigma: (K, 1, 1), memoryless noise scale.
+        h: step size.
+    """
+    weighted = (2.0 * h / sigma.square()) * (v_theta - v_beta).square()
+    return weighted.sum((0, -1)).mean(-1)
+
+
+def adjoint_cost(g: Tensor, sigma: Tensor, h: float) -> Tensor:
+    """Cost C = mean_B sum_k h sigma_k^2 ||g_k||^2 of adjoints at unit temperature.
+
+    At the optimum of the regression with temperature lambda the path KL is C / (2 lambda^2).
+    Arguments as in path_kl, g (K, B, D).
+    """
+    return (h * sigma.square() * g.square()).sum((0, -1)).mean(-1)
+
+
 def matching_loss(
-    v_theta: Tensor, v_beta: Tensor, g: Tensor
+    v_theta: Tensor, v_beta: Tensor, g: Tensor, sigma: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean_B sum_k || 2 (f_theta - f_beta) / sigma_k + sigma_k g_k ||^2.
 
     Neither weighted by h nor by valid (official code). The pointwise optimum is
-    f_theta = f_beta - sigma^2 g / 2.
+    f_theta = f_beta - sigma^2 g / 2. With sigma = memoryless / sqrt(lambda) and g at unit
+    temperature this is lambda times the loss at temperature 1 / lambda (TRQAM).
 
     Args:
         v_theta: (n, B, D), tuned velocities at (a_k, t_k); the only ones with a gradient.
         v_beta: (n, B, D), behaviour velocities at (a_k, t_k).
-        g: (n, B, D), lean adjoints.
+        g: (n, B, D), adjoints.
+        sigma: (n, 1, 1), noise scales; None: memoryless at t_k = k / n.
     """
     n = g.shape[0]
-    sigma = memoryless_sigma(step_times(n, g), 1.0 / n)
+    if sigma is None:
+        sigma = memoryless_sigma(step_times(n, g), 1.0 / n)
     residual = (2.0 / sigma) * (v_theta - v_beta) + sigma * g  # (n, B, D)
     loss = residual.square().sum((0, -1)).mean(-1)
     with torch.no_grad():

@@ -37,39 +37,31 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class AgentConfig:
-    """Numbers of an adjoint-matching agent (symbols as in docs/notation.md).
+class MethodConfig:
+    """Numbers every method has (symbols as in docs/notation.md).
 
     Args:
-        flow_steps: n, Euler steps of the flow in training and deployment.
         chunk: H, actions in a chunk [control periods].
         horizon: steps in the return R_h and the bootstrap gamma^h; None: the chunk length.
         discount: gamma per control period.
         rho: pessimism, ensemble standard deviations taken off the bootstrap value.
-        tau: inverse temperature of the policy improvement; 0 leaves the behaviour unchanged.
-        ema: rate of the moving averages of critic and behaviour flow per update.
+        ema: rate of the moving averages per update.
         lr: Adam learning rate.
         clip_norm: largest joint gradient norm; .inf switches the clip off.
-        action_clip: half width of the box end points are clipped to before the critic's gradient.
         batch_size: rows per update.
-        adjoint_batch: rows of each batch that enter adjoint matching; None: all.
         critics: E, members of the critic ensemble.
-        actor: velocity nets.
-        critic: critic nets.
+        actor: nets of the policy.
+        critic: critic and value nets.
     """
 
-    flow_steps: int = 10
     chunk: int = 5
     horizon: int | None = None
     discount: float = 0.99
     rho: float = 0.5
-    tau: float = 1.0
     ema: float = 0.005
     lr: float = 3e-4
-    clip_norm: float = 1.0
-    action_clip: float = 1.0
+    clip_norm: float = float("inf")
     batch_size: int = 256
-    adjoint_batch: int | None = None
     critics: int = 10
     actor: NetworkConfig = field(default_factory=NetworkConfig)
     critic: NetworkConfig = field(
@@ -77,30 +69,20 @@ class AgentConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("flow_steps", "chunk", "batch_size", "critics"):
-            _require(
-                getattr(self, name) >= 1, name, "a positive number", getattr(self, name)
-            )
-        _require(self.flow_steps >= 2, "flow_steps", "at least 2", self.flow_steps)
-        _require(
+        for name in ("chunk", "batch_size", "critics"):
+            require_positive(self, name)
+        require(
             self.return_steps >= self.chunk,
             "horizon",
             f"at least chunk = {self.chunk}",
             self.horizon,
         )
-        _require(
-            1 <= self.adjoint_rows <= self.batch_size,
-            "adjoint_batch",
-            "1 to batch_size",
-            self.adjoint_batch,
-        )
-        _require(
+        require(
             0.0 <= self.discount <= 1.0, "discount", "a number in [0, 1]", self.discount
         )
-        _require(0.0 <= self.ema <= 1.0, "ema", "a number in [0, 1]", self.ema)
-        _require(self.tau >= 0.0, "tau", "a number >= 0", self.tau)
-        _require(self.lr > 0.0, "lr", "a positive number", self.lr)
-        _require(
+        require(0.0 <= self.ema <= 1.0, "ema", "a number in [0, 1]", self.ema)
+        require(self.lr > 0.0, "lr", "a positive number", self.lr)
+        require(
             self.clip_norm > 0.0,
             "clip_norm",
             "a positive number or .inf",
@@ -112,10 +94,66 @@ class AgentConfig:
         """Steps h of the return inside a chunk."""
         return self.chunk if self.horizon is None else self.horizon
 
+
+@dataclass(frozen=True)
+class FlowConfig(MethodConfig):
+    """Numbers of a method whose policy is a flow.
+
+    Args:
+        flow_steps: n, Euler steps of the flow in training and deployment.
+        best_of: candidates N per action; the one with the highest mean value is taken.
+    """
+
+    flow_steps: int = 10
+    best_of: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.flow_steps >= 2, "flow_steps", "at least 2", self.flow_steps)
+        require_positive(self, "best_of")
+
+
+@dataclass(frozen=True)
+class AdjointConfig(FlowConfig):
+    """Numbers of a method that tunes a flow against its behaviour flow.
+
+    Args:
+        action_clip: half width of the box end points are clipped to before the critic's gradient.
+        adjoint_batch: rows of each batch that enter adjoint matching; None: all.
+    """
+
+    clip_norm: float = 1.0
+    action_clip: float = 1.0
+    adjoint_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            1 <= self.adjoint_rows <= self.batch_size,
+            "adjoint_batch",
+            "1 to batch_size",
+            self.adjoint_batch,
+        )
+
     @property
     def adjoint_rows(self) -> int:
         """Rows of a batch that enter adjoint matching."""
         return self.batch_size if self.adjoint_batch is None else self.adjoint_batch
+
+
+@dataclass(frozen=True)
+class AgentConfig(AdjointConfig):
+    """Numbers of QAM.
+
+    Args:
+        tau: inverse temperature of the policy improvement; 0 leaves the behaviour unchanged.
+    """
+
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.tau >= 0.0, "tau", "a number >= 0", self.tau)
 
 
 @dataclass(frozen=True)
@@ -127,8 +165,8 @@ class StageConfig:
     lr_end: float = 3e-4
 
     def __post_init__(self) -> None:
-        _require(self.updates >= 0, "updates", "a number >= 0", self.updates)
-        _require(
+        require(self.updates >= 0, "updates", "a number >= 0", self.updates)
+        require(
             min(self.lr_start, self.lr_end) >= 0.0,
             "lr_start, lr_end",
             "numbers >= 0",
@@ -174,10 +212,10 @@ class OfflineConfig:
 
     def __post_init__(self) -> None:
         for name in ("threads", "log_every", "checkpoint_every"):
-            _require(
+            require(
                 getattr(self, name) >= 1, name, "a positive number", getattr(self, name)
             )
-        _require(
+        require(
             self.keep_checkpoints >= 0,
             "keep_checkpoints",
             "a number >= 0",
@@ -185,9 +223,21 @@ class OfflineConfig:
         )
 
 
-def _require(holds: bool, name: str, expected: str, got: object) -> None:  # noqa: FBT001
+def require(holds: bool, name: str, expected: str, got: object) -> None:  # noqa: FBT001
+    """Refuse a setting that does not hold.
+
+    Raises:
+        ConfigError: names the setting, what was expected and what came.
+    """
     if not holds:
         raise ConfigError(f"{name}: expected {expected}, got {got}")
+
+
+def require_positive(config: Any, name: str) -> None:
+    """Refuse a whole number below 1."""
+    require(
+        getattr(config, name) >= 1, name, "a positive number", getattr(config, name)
+    )
 
 
 def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:

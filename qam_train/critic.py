@@ -75,3 +75,35 @@ def action_gradient(q: Callable[[Tensor], Tensor], a: Tensor, bound: float) -> T
         value = q(a.clamp(-bound, bound)).mean(-2).sum()
         (gradient,) = torch.autograd.grad(value, a)
     return gradient
+
+
+def best_of(values: Tensor, candidates: Tensor) -> Tensor:
+    """Candidate with the highest value in every row.
+
+    Args:
+        values: (N, B).
+        candidates: (N, B, D).
+
+    Returns:
+        (B, D).
+    """
+    rows = torch.arange(values.shape[1], device=values.device)
+    return candidates[values.argmax(0), rows]
+
+
+def candidate_values(
+    params: Params, prefix: str, s: Tensor, candidates: Tensor
+) -> Tensor:
+    """Values (E, N, B) of N candidates (N, B, D) at the observations s (B, O)."""
+    count, rows, _ = candidates.shape
+    repeated = s.expand(count, *s.shape).flatten(0, 1)
+    return ensemble(params, prefix, repeated, candidates.flatten(0, 1)).unflatten(
+        -1, (count, rows)
+    )
+
+
+def value_gap(
+    params: Params, prefix: str, s: Tensor, a: Tensor, data: Tensor
+) -> Tensor:
+    """Mean over ensemble and batch of Q_k(s, a) - Q_k(s, data), actions (B, D)."""
+    return (ensemble(params, prefix, s, a) - ensemble(params, prefix, s, data)).mean()

@@ -29,6 +29,16 @@ def integrate(f: Field, a_0: Tensor, n: int) -> Tensor:
     return a
 
 
+def added(f: Field, g: Field) -> Field:
+    """The field f + g."""
+    return lambda a, t: f(a, t) + g(a, t)
+
+
+def sample(f: Field, a_0: Tensor, n: int) -> Tensor:
+    """Action chunks: n Euler steps from noise, clipped to the box [-1, 1] at the end alone."""
+    return integrate(f, a_0, n).clamp(-1.0, 1.0)
+
+
 def flow_matching_loss(
     f: Field, a_1: Tensor, noise: Tensor, t: Tensor, valid: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:

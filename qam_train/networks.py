@@ -11,7 +11,7 @@ Notation: s observation (normalised), a action chunk (B, H*A), t flow time in [0
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -120,6 +120,48 @@ def mlp(params: Params, prefix: str, x: Tensor) -> Tensor:
         prefix,
         affine(x, params[f"{prefix}/0/weight"], params[f"{prefix}/0/bias"]),
     )
+
+
+def features(params: Params, prefix: str, x: Tensor) -> Tensor:
+    """Evaluate a trunk: an MLP whose last layer is activated (and normalised) too."""
+    last = f"{prefix}/{depth(params, prefix) - 1}"
+    return _activate(params, last, mlp(params, prefix, x))
+
+
+def init_head(
+    prefix: str,
+    size: int,
+    widths: Sequence[int],
+    outputs: Mapping[str, int],
+    generator: torch.Generator,
+    *,
+    layer_norm: bool = False,
+) -> Params:
+    """Draw a trunk 'prefix/trunk' and one affine output layer 'prefix/name' per output.
+
+    Args:
+        prefix: name of the net.
+        size: width of the input.
+        widths: hidden widths, all activated.
+        outputs: width of each output layer by its name.
+        generator: source of the draws.
+        layer_norm: whether the trunk's layers carry a LayerNorm.
+    """
+    params = init_mlp(
+        f"{prefix}/trunk", (size, *widths), generator, layer_norm=layer_norm
+    )
+    if layer_norm:  # init_mlp leaves its last layer bare
+        last = f"{prefix}/trunk/{len(widths) - 1}"
+        params[f"{last}/norm_scale"] = torch.ones_like(params[f"{last}/bias"])
+        params[f"{last}/norm_shift"] = torch.zeros_like(params[f"{last}/bias"])
+    for name, width in outputs.items():
+        params |= init_mlp(f"{prefix}/{name}", (widths[-1], width), generator)
+    return params
+
+
+def detached(params: Params) -> Params:
+    """The same tensors as constants: nothing is copied, later in-place changes are seen."""
+    return {name: value.detach() for name, value in params.items()}
 
 
 def velocity_field(params: Params, prefix: str, s: Tensor) -> Field:

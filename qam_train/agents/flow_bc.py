@@ -7,22 +7,17 @@ The base of adjoint matching and the policy it is compared with.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from qam_train import flow
-from qam_train.agents.common import (
-    Normaliser,
-    copy_net,
-    draw_normal,
-    draw_uniform,
-    load_named,
-)
-from qam_train.config import AgentConfig
+from qam_train.agents.base import Agent, draw_flow
+from qam_train.agents.common import draw_normal, draw_uniform
+from qam_train.config import AdjointConfig
 from qam_train.data.dataset import ChunkBatch
-from qam_train.networks import Params, init_mlp, velocity_field
-from qam_train.optimizer import JointAdam
+from qam_train.networks import Params, velocity_field
 
 
 @dataclass(frozen=True)
@@ -38,57 +33,34 @@ class FlowNoise:
     time: Tensor
 
 
-class FlowBCAgent:
+class FlowBCAgent(Agent[AdjointConfig, FlowNoise]):
     """Parameters and optimiser of one behaviour-cloned flow."""
 
     algorithm = "flow_bc"
-
-    def __init__(
-        self, config: AgentConfig, parameters: Params, normaliser: Normaliser
-    ) -> None:
-        """Take over the tensors of the net 'slow'; init() draws fresh ones."""
-        self.config = config
-        self.normaliser = normaliser
-        self.parameters = {
-            name: value.requires_grad_() for name, value in parameters.items()
-        }
-        self.optimizer = JointAdam(self.parameters, config.clip_norm)
+    averages: ClassVar = {}
+    policy_net = "slow"
 
     @classmethod
-    def init(
+    def draw_nets(
         cls,
-        config: AgentConfig,
+        config: AdjointConfig,
         observation_size: int,
-        action_size: int,
+        width: int,
         generator: torch.Generator,
-        normaliser: Normaliser | None = None,
-    ) -> FlowBCAgent:
-        """Draw a fresh net; arguments as in QAMAgent.init."""
-        width = config.chunk * action_size
-        sizes = (observation_size + width + 1, *config.actor.widths, width)
-        parameters = init_mlp(
-            "slow", sizes, generator, layer_norm=config.actor.layer_norm
-        )
-        return cls(
-            config,
-            parameters,
-            normaliser or Normaliser.identity(observation_size, generator.device),
-        )
+    ) -> Params:
+        """The velocity net alone."""
+        return draw_flow(config, "slow", observation_size, width, generator)
 
-    def update(
-        self, batch: ChunkBatch, noise: FlowNoise, learning_rate: float | None = None
-    ) -> dict[str, Tensor]:
-        """One step of flow matching; returns metrics."""
-        field = velocity_field(
-            self.parameters, "slow", self.normaliser(batch.observations)
-        )
-        chunk = batch.actions[:, : self.config.chunk].flatten(1)  # (B, D)
+    def loss(
+        self, batch: ChunkBatch, noise: FlowNoise
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow matching."""
+        s, a = self.inputs(batch)
+        field = velocity_field(self.trained, "slow", s)
         loss, metrics = flow.flow_matching_loss(
-            field, chunk, noise.start, noise.time, batch.valid
+            field, a, noise.start, noise.time, batch.valid
         )
-        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
-        rate = self.config.lr if learning_rate is None else learning_rate
-        return {"loss": loss.detach(), **metrics} | self.optimizer.step(gradients, rate)
+        return loss, {"loss": loss.detach(), **metrics}
 
     def draw_noise(self, batch_size: int, generator: torch.Generator) -> FlowNoise:
         """Draw the noise of one update on the generator's device."""
@@ -97,40 +69,11 @@ class FlowBCAgent:
             time=draw_uniform(generator, batch_size, 1),
         )
 
-    @torch.no_grad()
-    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Action chunks, clipped to [-1, 1]: raw (B, O) and normal (B, D) -> (B, H, A)."""
-        field = velocity_field(self.parameters, "slow", self.normaliser(observations))
-        chunk = flow.integrate(field, noise, self.config.flow_steps).clamp(-1.0, 1.0)
-        return chunk.unflatten(-1, (self.config.chunk, -1))
+    def policy(self, s: Tensor, noise: Tensor) -> Tensor:
+        """Clipped n Euler steps of the cloned flow."""
+        field = velocity_field(self.trained, "slow", s)
+        return flow.sample(field, noise, self.config.flow_steps)
 
-    @property
-    def chunk_width(self) -> int:
-        """D = H*A, numbers in a chunk."""
-        return self.parameters["slow/0/weight"].shape[0] - self.normaliser.size - 1
-
-    def actor_parameters(self) -> Params:
-        """Tensors of the deployed velocity net, named 'actor/layer/kind'."""
-        return {
-            name: value.detach()
-            for name, value in copy_net(self.parameters, "slow", "actor").items()
-        }
-
-    def state_dict(self) -> Params:
-        """Everything that training continues from: net, statistics, optimiser."""
-        state = {
-            f"parameters/{name}": value.detach()
-            for name, value in self.parameters.items()
-        }
-        state |= {
-            f"optimizer/{name}": value for name, value in self.optimizer.state().items()
-        }
-        return state | self.normaliser.state()
-
-    def load_state_dict(self, state: Params) -> None:
-        """Copy a state_dict() back in place.
-
-        Raises:
-            ConfigError: a tensor is missing or has another shape.
-        """
-        load_named(self.state_dict(), state)
+    def rank(self, s: Tensor, candidates: Tensor) -> Tensor:
+        """All alike: there is no critic."""
+        return s.new_zeros((len(candidates), len(s)))

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from qam_ros.contract.errors import nearest
 from qam_train.agents.flow_bc import FlowBCAgent
 from qam_train.agents.qam import QAMAgent
+from qam_train.agents.registry import METHODS
 from qam_train.checkpoint import Checkpoint, CheckpointError, read_checkpoint
-from qam_train.config import AgentConfig, from_mapping, to_mapping
+from qam_train.config import from_mapping, to_mapping
 from qam_train.networks import Params
 
-Agent = QAMAgent | FlowBCAgent
-AGENTS: dict[str, type[QAMAgent] | type[FlowBCAgent]] = {
-    kind.algorithm: kind for kind in (QAMAgent, FlowBCAgent)
-}
+Agent = QAMAgent | FlowBCAgent  # what the loops train; restore_agent knows every method
 PREFIX = "agent/"
 
 
@@ -51,12 +49,13 @@ def restore_agent(checkpoint: Path | Checkpoint) -> Agent:
     held = read_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     metadata: Mapping[str, Any] = held.metadata
     name = metadata.get("algorithm", "")
-    if name not in AGENTS:
+    if name not in METHODS:
         raise CheckpointError(
-            f"checkpoint: algorithm '{name}' is not known; {nearest(name, AGENTS)}"
+            f"checkpoint: algorithm '{name}' is not known; {nearest(name, METHODS)}"
         )
-    config = from_mapping(AgentConfig, metadata["agent"], "checkpoint")
-    agent = AGENTS[name].init(
+    method = METHODS[name]
+    config = from_mapping(method.config, metadata["agent"], "checkpoint")
+    agent = method.agent.init(
         config, metadata["observation_size"], metadata["action_size"], torch.Generator()
     )
     agent.load_state_dict(
@@ -66,4 +65,4 @@ def restore_agent(checkpoint: Path | Checkpoint) -> Agent:
             if name.startswith(PREFIX)
         }
     )
-    return agent
+    return cast(Agent, agent)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qam_train.parity.qam import compare_qam, supported
+from qam_train.parity.bindings import binding_of
 from qam_train.parity.recording import (
     PRECISIONS,
     Comparison,
@@ -19,6 +19,8 @@ from qam_train.parity.recording import (
     UnsupportedRecordingError,
 )
 from qam_train.parity.sampler import compare_sampler
+from qam_train.parity.trust_region import compare_rule, compare_run
+from qam_train.parity.updates import compare_updates
 
 __all__ = ["PRECISIONS", "Comparison", "Report", "UnsupportedRecordingError", "compare"]
 
@@ -53,12 +55,8 @@ def compare(path: Path, precision: str) -> Report:
             "replay/size, replay/pointer": "a ring buffer of fixed size",
         }
         return Report(list(compare_sampler(recording)), left_out)
-    reason = supported(recording)
-    if reason is not None:
-        raise UnsupportedRecordingError(reason, file=path.name)
-    left_out = (
-        {"act/n4": "best of 4 candidates is not implemented"}
-        if "act/n4/f64/actions" in recording
-        else {}
-    )
-    return Report(list(compare_qam(recording)), left_out)
+    binding = binding_of(recording)
+    if "f64/dual_configs" in recording:
+        rows = [*compare_run(recording, binding), *compare_rule(recording)]
+        return Report(rows, {})
+    return Report(list(compare_updates(recording, binding)), {})

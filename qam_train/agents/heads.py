@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may stand between a tuned flow and the action: nothing, an edit, or a one-step copy.
+
+Each head is a set of small functions over its own nets. Notation: s observation (B, O), z noise of
+the flow (B, D), e edit in (-1, 1), c edit scale, alpha weight of the distillation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qam_train import critic, gaussian
+from qam_train.agents.common import draw_normal
+from qam_train.config import MethodConfig
+from qam_train.networks import Params, init_head, init_mlp, mlp
+
+FlowSampler = Callable[[Tensor, Tensor], Tensor]
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class HeadNets:
+    """What a head may read.
+
+    Args:
+        trained: all trained tensors.
+        constant: every tensor without gradient.
+        flow: (s, z) -> clipped flow action.
+    """
+
+    trained: Params
+    constant: Params
+    flow: FlowSampler
+
+
+class Head(Protocol):
+    """Nets, loss and action of one kind of head."""
+
+    policy_net: str
+
+    def draw_nets(
+        self,
+        config: Any,
+        observation_size: int,
+        width: int,
+        generator: torch.Generator,
+    ) -> Params:
+        """Fresh tensors of the head's nets."""
+
+    def noise_width(self, width: int) -> int:
+        """Numbers of noise per action chunk of D numbers."""
+
+    def act(
+        self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Flat action (..., B, D) and, for a stochastic head, its log-likelihood."""
+
+    def loss(
+        self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """Loss of the head alone; noise has noise_width numbers per row."""
+
+    def draw_noise(
+        self, rows: int, width: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """Noise of loss(); None where it takes none."""
+
+
+class NoHead:
+    """The flow's action as it is."""
+
+    policy_net = "fast"
+
+    def draw_nets(
+        self,
+        config: MethodConfig,  # noqa: ARG002
+        observation_size: int,  # noqa: ARG002
+        width: int,  # noqa: ARG002
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> Params:
+        """No nets."""
+        return {}
+
+    def noise_width(self, width: int) -> int:
+        """Z alone."""
+        return width
+
+    def act(
+        self,
+        config: MethodConfig,  # noqa: ARG002
+        nets: HeadNets,
+        s: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, None]:
+        """Clipped flow action from z."""
+        return nets.flow(s, noise), None
+
+    def loss(
+        self,
+        config: MethodConfig,  # noqa: ARG002
+        nets: HeadNets,  # noqa: ARG002
+        s: Tensor,
+        noise: Tensor | None,  # noqa: ARG002
+    ) -> tuple[Tensor, Metrics]:
+        """Nothing to learn."""
+        return s.new_zeros(()), {}
+
+    def draw_noise(self, rows: int, width: int, generator: torch.Generator) -> None:
+        """No noise."""
+
+
+class EditHead:
+    """Tanh-Gaussian edit of the flow's action: a = clip(flow(s, z) + c e), e from (s, flow).
+
+    Settings: `edit` (EditConfig). Noise: z and the edit's normal, one behind the other.
+    """
+
+    policy_net = "edit/mean"
+
+    def draw_nets(
+        self,
+        config: Any,
+        observation_size: int,
+        width: int,
+        generator: torch.Generator,
+    ) -> Params:
+        """Edit net and the logarithm of its entropy temperature, which starts at 1."""
+        return init_head(
+            "edit",
+            observation_size + width,
+            config.actor.widths,
+            {"mean": width, "log_std": width},
+            generator,
+        ) | {"edit_alpha/log": torch.zeros((), device=generator.device)}
+
+    def noise_width(self, width: int) -> int:
+        """Z and the edit's normal."""
+        return 2 * width
+
+    def act(
+        self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Edited action and log p(e); the gradient reaches the edit net alone."""
+        z, normal = noise.chunk(2, -1)
+        base = nets.flow(s, z)
+        x = torch.cat([s.expand(*base.shape[:-1], -1), base], -1)
+        e, log_p = gaussian.draw(*gaussian.head(nets.trained, "edit", x), normal)
+        return (base + config.edit.scale * e).clamp(-1.0, 1.0), log_p
+
+    def loss(
+        self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """Mean of -mean_k Q_k(s, a) + alpha log p(e), and alpha's own loss; online critic."""
+        assert noise is not None
+        a, log_p = self.act(config, nets, s, noise)
+        q_loss = -critic.ensemble(nets.constant, "critic", s, a).mean()
+        log_alpha = nets.trained["edit_alpha/log"]
+        entropy_loss = (log_alpha.detach().exp() * log_p).mean()
+        target = -config.edit.target_entropy * a.shape[-1]
+        alpha_loss = gaussian.temperature_loss(log_alpha, log_p, target)
+        metrics = {
+            "edit/q_loss": q_loss.detach(),
+            "edit/entropy_loss": entropy_loss.detach(),
+            "edit/entropy": -log_p.detach().mean(),
+            "edit/alpha_loss": alpha_loss.detach(),
+            "edit/alpha": log_alpha.detach().exp(),
+        }
+        return q_loss + entropy_loss + alpha_loss, metrics
+
+    def draw_noise(self, rows: int, width: int, generator: torch.Generator) -> Tensor:
+        """Two normals per number of the chunk."""
+        return draw_normal(generator, rows, 2 * width)
+
+
+class OneStepHead:
+    """One-step actor pi(s, z), distilled from the flow and pushed up the critic.
+
+    Settings: `distill`, alpha.
+    """
+
+    policy_net = "one_step"
+
+    def draw_nets(
+        self,
+        config: Any,
+        observation_size: int,
+        width: int,
+        generator: torch.Generator,
+    ) -> Params:
+        """Net of [s, z], without time."""
+        sizes = (observation_size + width, *config.actor.widths, width)
+        return init_mlp(
+            "one_step", sizes, generator, layer_norm=config.actor.layer_norm
+        )
+
+    def noise_width(self, width: int) -> int:
+        """Z alone."""
+        return width
+
+    def act(
+        self,
+        config: Any,  # noqa: ARG002
+        nets: HeadNets,
+        s: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, None]:
+        """Clipped pi(s, z); the flow is not asked."""
+        return one_step(nets.trained, s, noise).clamp(-1.0, 1.0), None
+
+    def loss(
+        self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """Alpha mean (pi(s, z) - flow(s, z))^2 - mean Q(s, clip pi(s, z)); online critic."""
+        assert noise is not None
+        a = one_step(nets.trained, s, noise)
+        distill = (a - nets.flow(s, noise)).square().mean(-1).mean(-1)
+        q_loss = -critic.ensemble(nets.constant, "critic", s, a.clamp(-1.0, 1.0)).mean()
+        metrics = {
+            "one_step/distill_loss": distill.detach(),
+            "one_step/q_loss": q_loss.detach(),
+        }
+        return config.distill * distill + q_loss, metrics
+
+    def draw_noise(self, rows: int, width: int, generator: torch.Generator) -> Tensor:
+        """One z per row."""
+        return draw_normal(generator, rows, width)
+
+
+def one_step(params: Params, s: Tensor, z: Tensor) -> Tensor:
+    """pi(s, z), unclipped (..., B, D)."""
+    return mlp(params, "one_step", torch.cat([s.expand(*z.shape[:-1], -1), z], -1))

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method by name: its agent class and its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qam_ros.contract.errors import ConfigError, nearest
+from qam_train.agents.bam import BAMAgent, BAMConfig
+from qam_train.agents.base import Agent
+from qam_train.agents.flow_bc import FlowBCAgent
+from qam_train.agents.qam import QAMAgent
+from qam_train.agents.qam_edit import QAMEditAgent, QAMEditConfig
+from qam_train.agents.qam_onestep import QAMOneStepAgent, QAMOneStepConfig
+from qam_train.agents.sqam import SQAMAgent, SQAMConfig
+from qam_train.agents.trqam import TRQAMAgent, TRQAMConfig
+from qam_train.config import AgentConfig, MethodConfig
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: the class that trains and acts, and the dataclass of its numbers."""
+
+    agent: type[Agent[Any, Any]]
+    config: type[MethodConfig]
+
+
+METHODS: dict[str, Method] = {
+    method.agent.algorithm: method
+    for method in (
+        Method(FlowBCAgent, AgentConfig),
+        Method(QAMAgent, AgentConfig),
+        Method(QAMEditAgent, QAMEditConfig),
+        Method(QAMOneStepAgent, QAMOneStepConfig),
+        Method(TRQAMAgent, TRQAMConfig),
+        Method(SQAMAgent, SQAMConfig),
+        Method(BAMAgent, BAMConfig),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """Method by name.
+
+    Raises:
+        ConfigError: unknown; names the nearest.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method '{name}' is not known; {nearest(name, METHODS)}")
+    return METHODS[name]

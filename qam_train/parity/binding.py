@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How one of our methods stands for a recording: names of nets, noise, metrics, intermediates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qam_train.agents.base import Agent
+from qam_train.agents.common import Normaliser
+from qam_train.config import NetworkConfig
+from qam_train.data.dataset import ChunkBatch
+from qam_train.parity.recording import PRECISIONS, Recording
+
+Settings = dict[str, Any]
+Draw = Callable[[str], Tensor]  # official name of a draw -> values
+Metrics = Mapping[str, Tensor]
+Intermediate = Callable[[Any, ChunkBatch, Any], Tensor]
+
+CRITIC = {
+    "critic": "modules_critic/value_net",
+    "target_critic": "modules_target_critic/value_net",
+}
+CRITIC_INFO = {
+    "critic/critic_loss": "critic/td_loss",
+    "critic/q_mean": "critic/q_mean",
+    "critic/q_max": "critic/q_max",
+    "critic/q_min": "critic/q_min",
+}
+
+
+def chunk_batch(draw: Draw, settings: Settings) -> ChunkBatch:  # noqa: ARG001
+    """A batch of the official chunk sampler; losses use the last step."""
+    return ChunkBatch(
+        observations=draw("observations"),
+        actions=draw("actions"),
+        rewards=draw("rewards")[:, -1],
+        masks=draw("masks")[:, -1],
+        valid=draw("valid")[:, -1],
+        next_observations=draw("next_observations")[:, -1],
+    )
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One method's dictionary between the recording and us.
+
+    Args:
+        agent: our class.
+        config: official settings -> our numbers.
+        nets: our name of each net to the official one.
+        noise: reads the draws of one update.
+        info: official info entry -> name of our metric, or how it is made from our metrics.
+        mids: official intermediate -> how it is computed (agent, batch, noise).
+        acts: recorded acting case -> noise of act(); leading candidates axis where N > 1.
+        dead: official networks that are never read nor changed.
+        batch: reads one batch.
+        intermediates_factor: of the float32 tolerance, where the official sampler divides by a
+            small number at every step.
+        info_float32: official info entry -> its own float32 tolerance.
+    """
+
+    agent: type[Agent[Any, Any]]
+    config: Callable[[Settings], Any]
+    nets: Mapping[str, str]
+    noise: Callable[[Draw], Any]
+    info: Mapping[str, str | Callable[[Metrics], float]]
+    mids: Mapping[str, Intermediate] = field(default_factory=dict)
+    acts: Mapping[str, Callable[[Draw], Tensor]] = field(default_factory=dict)
+    dead: tuple[str, ...] = ()
+    batch: Callable[[Draw, Settings], ChunkBatch] = chunk_batch
+    intermediates_factor: float = 1.0
+    info_float32: Mapping[str, float] = field(default_factory=dict)
+
+    def build(self, recording: Recording) -> Agent[Any, Any]:
+        """Our agent with the recorded parameters."""
+        dtype = PRECISIONS[recording.precision]
+        size = recording.array("act/observations").shape[-1]
+        return self.agent(
+            self.config(recording.settings()),
+            recording.parameters("params0", self.nets),
+            Normaliser(torch.zeros(size, dtype=dtype), torch.ones(size, dtype=dtype)),
+        )
+
+
+def common(settings: Settings) -> dict[str, Any]:
+    """Numbers every official configuration has, by our names."""
+    horizon = settings["horizon_length"]
+    return {
+        "chunk": horizon if settings["action_chunking"] else 1,
+        "horizon": horizon,
+        "discount": settings["discount"],
+        "rho": settings["rho"],
+        "ema": settings["tau"],
+        "lr": settings["lr"],
+        "batch_size": settings["batch_size"],
+        "critics": settings["num_qs"],
+        "actor": NetworkConfig(
+            tuple(settings["actor_hidden_dims"]), settings["actor_layer_norm"]
+        ),
+        "critic": NetworkConfig(
+            tuple(settings["value_hidden_dims"]), settings["value_layer_norm"]
+        ),
+    }
+
+
+def flow_numbers(settings: Settings) -> dict[str, Any]:
+    """The same with the flow's numbers."""
+    return common(settings) | {
+        "flow_steps": settings["flow_steps"],
+        "best_of": settings.get("best_of_n", 1),
+    }
+
+
+def candidates(draw: Tensor) -> Tensor:
+    """Recorded candidates (B, N, D) as our (N, B, D)."""
+    return draw.transpose(0, 1)
+
+
+def gaussian_nets(ours: str, theirs: str) -> dict[str, str]:
+    """Nets of a tanh-Gaussian head."""
+    return {
+        f"{ours}/trunk": f"{theirs}/MLP_0",
+        f"{ours}/mean": f"{theirs}/OutputDenseMean",
+        f"{ours}/log_std": f"{theirs}/OutputDenseLogStd",
+    }
+
+
+def next_actions(agent: Any, batch: ChunkBatch, noise: Any) -> Tensor:
+    """Clipped actions of the target."""
+    found: Tensor = agent.next_action(batch, noise.next_action)
+    return found

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which binding stands for which recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qam_ros.contract.errors import nearest
+from qam_train.parity.binding import Binding, Settings
+from qam_train.parity.family import bind_bam, bind_qam, bind_sqam, bind_trqam
+from qam_train.parity.recording import Recording, UnsupportedRecordingError
+
+BINDINGS: dict[str, Callable[[Settings], Binding]] = {
+    "bam": bind_bam,
+    "qam": bind_qam,
+    "trqam": bind_trqam,
+    "sqam": bind_sqam,
+}
+
+
+def binding_of(recording: Recording) -> Binding:
+    """Our method for a recording.
+
+    Raises:
+        UnsupportedRecordingError: no method here has the official name.
+    """
+    settings = recording.settings()
+    name = settings.get("agent_name", recording.method)
+    if name not in BINDINGS:
+        raise UnsupportedRecordingError(
+            f"method '{name}' is not implemented; {nearest(name, BINDINGS)}"
+        )
+    return BINDINGS[name](settings)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two recorded updates and the acting path of any method, through its binding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qam_train.agents.base import Agent
+from qam_train.networks import Params
+from qam_train.parity.binding import Binding, Draw
+from qam_train.parity.recording import (
+    PRECISIONS,
+    Comparison,
+    Recording,
+    absolute,
+    largest,
+    relative,
+    scaled,
+)
+
+
+def compare_updates(recording: Recording, binding: Binding) -> Iterator[Comparison]:
+    """Everything of updates u1 and u2, fed from the recording, then acting."""
+    agent = binding.build(recording)
+    yield recording.row("untouched: nets not bound", _unbound(recording, binding))
+    for update in ("u1", "u2"):
+        batch = binding.batch(
+            partial(_values, recording, f"{update}/batch"), recording.settings()
+        )
+        noise = binding.noise(partial(_values, recording, f"{update}/noise"))
+        yield from _compare_loss(recording, binding, agent, batch, noise, update)
+        yield from _compare_step(recording, binding, agent, batch, noise, update)
+    yield from compare_acting(recording, binding, agent)
+
+
+def compare_acting(
+    recording: Recording, binding: Binding, agent: Any
+) -> Iterator[Comparison]:
+    """Actions of every recorded case, with the parameters after update 2."""
+    observations = recording.tensor("act/observations")
+    for case, noise in binding.acts.items():
+        if f"act/{case}/f64/actions" not in recording:
+            continue
+        reference = recording.array(f"act/{case}/f64/actions")
+        draw: Draw = partial(_values, recording, f"act/{case}/noise")
+        actions = agent.act(observations, noise(draw))
+        flat = reference.reshape(reference.shape[0], -1)
+        yield recording.row(f"actions: {case}", absolute(actions.flatten(1), flat))
+    unknown = set(recording.groups("act")) - {"observations", *binding.acts}
+    for case in sorted(unknown):
+        yield recording.row(f"actions: {case}, not known", float("inf"))
+
+
+def _values(recording: Recording, prefix: str, name: str) -> Tensor:
+    array = recording.array(f"{prefix}/{name}")
+    if array.dtype.kind == "i":
+        return torch.from_numpy(array).long()
+    return torch.from_numpy(array).to(PRECISIONS[recording.precision])
+
+
+def _unbound(recording: Recording, binding: Binding) -> float:
+    """0 where every recorded network is bound or known to be dead; dead ones never change."""
+    bound = {name.split("/")[0] for name in binding.nets.values()} | set(binding.dead)
+    unknown = set(recording.groups("params0")) - bound
+    moved = {
+        name
+        for update in ("u1", "u2")
+        for kind in ("grad", "params")
+        for name in recording.groups(f"{update}/f64/{kind}")
+    }
+    return 0.0 if not unknown and not moved & set(binding.dead) else float("inf")
+
+
+def _compare_loss(
+    recording: Recording,
+    binding: Binding,
+    agent: Agent[Any, Any],
+    batch: Any,
+    noise: Any,
+    update: str,
+) -> Iterator[Comparison]:
+    """Intermediate arrays, loss and gradients before the step."""
+    prefix = f"{update}/f64"
+    recorded = recording.below(f"{prefix}/mid")
+    if recorded:
+        errors = [
+            scaled(binding.mids[name](agent, batch, noise), recorded[name])
+            for name in recorded
+        ]
+        row = recording.row(f"intermediates: {update}", largest(errors))
+        if recording.precision == "float32":
+            wider = row.tolerance * binding.intermediates_factor
+            row = dataclasses.replace(row, tolerance=wider)
+        yield row
+
+    loss, _ = agent.loss(batch, noise)
+    error = relative(float(loss.detach()), float(recording.array(f"{prefix}/loss")))
+    yield recording.row(f"loss: {update}", error)
+    gradients = gradients_of(agent, loss)
+    reference = recording.parameters(f"{prefix}/grad", binding.nets, exact=True)
+    norm = float(recording.array(f"{prefix}/grad_global_norm"))
+    errors = [
+        absolute(gradients[name], value.numpy()) / norm
+        for name, value in reference.items()
+    ]
+    yield recording.row(f"gradients: {update}", largest(errors))
+    absent = [
+        float(value.abs().max())
+        for name, value in gradients.items()
+        if name not in reference
+    ]
+    yield recording.row(f"untouched: gradients of {update}", largest(absent))
+
+
+def gradients_of(agent: Agent[Any, Any], loss: Tensor) -> Params:
+    """Gradients before the clip, by name."""
+    names = list(agent.trained)
+    found = torch.autograd.grad(loss, list(agent.trained.values()), retain_graph=True)
+    return dict(zip(names, found, strict=True))
+
+
+def _compare_step(
+    recording: Recording,
+    binding: Binding,
+    agent: Agent[Any, Any],
+    batch: Any,
+    noise: Any,
+    update: str,
+) -> Iterator[Comparison]:
+    """Info entries, dual state, parameters and targets after the step."""
+    before = {name: value.detach().clone() for name, value in agent.parameters.items()}
+    gradients = gradients_of(agent, agent.loss(batch, noise)[0])
+    yield from _compare_dual(recording, agent, update, "before")
+    metrics = agent.update(batch, noise)
+    yield from _compare_info(recording, binding, metrics, gradients, update)
+    yield from _compare_dual(recording, agent, update, "after")
+    norm = float(recording.array(f"{update}/f64/grad_global_norm"))
+    error = relative(float(metrics["grad/global_norm"]), norm)
+    yield recording.row(f"info: global norm of {update}", error)
+    after = {name: value.detach().double() for name, value in agent.parameters.items()}
+    reference = recording.parameters(f"{update}/f64/params", binding.nets, exact=True)
+    yield from compare_parameters(recording, after, reference, update)
+    still = [
+        float((after[name] - before[name]).abs().max())
+        for name in before
+        if name not in reference
+    ]
+    yield recording.row(f"untouched: parameters after {update}", largest(still))
+
+
+def compare_parameters(
+    recording: Recording, after: Params, reference: Params, when: str
+) -> Iterator[Comparison]:
+    """Absolute differences, 99 % of the entries and all of them."""
+    errors = torch.cat(
+        [(after[name] - value).abs().flatten() for name, value in reference.items()]
+    )
+    quantile = float(errors.quantile(0.99))
+    yield recording.row(f"parameters, 99%: after {when}", quantile)
+    yield recording.row(f"parameters, all: after {when}", float(errors.max()))
+
+
+def _compare_info(
+    recording: Recording,
+    binding: Binding,
+    metrics: Mapping[str, Tensor],
+    gradients: Params,
+    update: str,
+) -> Iterator[Comparison]:
+    """Every entry of the official info dictionary."""
+    ours = gradient_info(gradients)
+    errors, separate = [], []
+    for name, value in recording.scalars(f"{update}/f64/info/").items():
+        source = binding.info.get(name, name)
+        if name in ours:
+            found = ours[name]
+        elif callable(source):
+            found = source(metrics)
+        else:
+            found = float(metrics[source])
+        error = relative(found, value)
+        if recording.precision == "float32" and name in binding.info_float32:
+            row = recording.row(f"info: {name} of {update}", error)
+            allowed = binding.info_float32[name]
+            separate.append(dataclasses.replace(row, tolerance=allowed))
+        else:
+            errors.append(error)
+    yield recording.row(f"info: {update}", largest(errors))
+    yield from separate
+
+
+def _compare_dual(
+    recording: Recording, agent: Any, update: str, when: str
+) -> Iterator[Comparison]:
+    """Multiplier and averaged KL of the trust region."""
+    prefix = f"{update}/f64/dual"
+    if f"{prefix}/lam_{when}" not in recording:
+        return
+    state = agent.dual
+    errors = [
+        relative(float(value), float(recording.array(f"{prefix}/{name}_{when}")))
+        for name, value in (("lam", state.multiplier), ("kl_ema", state.kl))
+    ]
+    yield recording.row(f"info: dual {when} {update}", largest(errors))
+
+
+def gradient_info(gradients: Params) -> dict[str, float]:
+    """Official gradient statistics; its 'norm' is the sum of the norms of the single arrays."""
+    values = list(gradients.values())
+    return {
+        "grad/max": max(float(g.max()) for g in values),
+        "grad/min": min(float(g.min()) for g in values),
+        "grad/norm": sum(float(torch.linalg.vector_norm(g)) for g in values),
+    }
