@@ -234,6 +234,15 @@ class Agent(ABC, Generic[C, N]):
         return f"{self.averages[target]}/{rest}"
 
 
+def spread(name: str, values: Tensor) -> Metrics:
+    """Mean, largest and smallest of some values, as metrics."""
+    return {
+        f"{name}_mean": values.mean(),
+        f"{name}_max": values.amax(),
+        f"{name}_min": values.amin(),
+    }
+
+
 def draw_critic(
     config: MethodConfig, inputs: int, generator: torch.Generator, name: str = "critic"
 ) -> Params:

@@ -9,10 +9,18 @@ from typing import Any
 from qam_ros.contract.errors import ConfigError, nearest
 from qam_train.agents.bam import BAMAgent, BAMConfig
 from qam_train.agents.base import Agent
+from qam_train.agents.dsrl import DSRLAgent, DSRLConfig
+from qam_train.agents.fawac import FAWACAgent, FAWACConfig
+from qam_train.agents.fbrac import FBRACAgent, FBRACConfig
+from qam_train.agents.fedit import FEditAgent, FEditConfig
 from qam_train.agents.flow_bc import FlowBCAgent
+from qam_train.agents.fql import FQLAgent, FQLConfig
+from qam_train.agents.ifql import IFQLAgent, IFQLConfig
 from qam_train.agents.qam import QAMAgent
 from qam_train.agents.qam_edit import QAMEditAgent, QAMEditConfig
 from qam_train.agents.qam_onestep import QAMOneStepAgent, QAMOneStepConfig
+from qam_train.agents.rebrac import ReBRACAgent, ReBRACConfig
+from qam_train.agents.rlpd import RLPDAgent, RLPDConfig
 from qam_train.agents.sqam import SQAMAgent, SQAMConfig
 from qam_train.agents.trqam import TRQAMAgent, TRQAMConfig
 from qam_train.config import AgentConfig, MethodConfig
@@ -36,6 +44,14 @@ METHODS: dict[str, Method] = {
         Method(TRQAMAgent, TRQAMConfig),
         Method(SQAMAgent, SQAMConfig),
         Method(BAMAgent, BAMConfig),
+        Method(FQLAgent, FQLConfig),
+        Method(IFQLAgent, IFQLConfig),
+        Method(FAWACAgent, FAWACConfig),
+        Method(FBRACAgent, FBRACConfig),
+        Method(FEditAgent, FEditConfig),
+        Method(ReBRACAgent, ReBRACConfig),
+        Method(RLPDAgent, RLPDConfig),
+        Method(DSRLAgent, DSRLConfig),
     )
 }
 

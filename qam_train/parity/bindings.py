@@ -6,12 +6,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qam_ros.contract.errors import nearest
+from qam_train.parity.actors import bind_dsrl, bind_rebrac, bind_rlpd
+from qam_train.parity.baselines import (
+    bind_fawac,
+    bind_fbrac,
+    bind_fedit,
+    bind_fql,
+    bind_ifql,
+)
 from qam_train.parity.binding import Binding, Settings
 from qam_train.parity.family import bind_bam, bind_qam, bind_sqam, bind_trqam
 from qam_train.parity.recording import Recording, UnsupportedRecordingError
 
 BINDINGS: dict[str, Callable[[Settings], Binding]] = {
     "bam": bind_bam,
+    "dsrl": bind_dsrl,
+    "fawac": bind_fawac,
+    "fbrac": bind_fbrac,
+    "fedit": bind_fedit,
+    "fql": bind_fql,
+    "ifql": bind_ifql,
+    "rebrac": bind_rebrac,
+    "rlpd": bind_rlpd,
     "qam": bind_qam,
     "trqam": bind_trqam,
     "sqam": bind_sqam,
