@@ -91,17 +91,6 @@ def best_of(values: Tensor, candidates: Tensor) -> Tensor:
     return candidates[values.argmax(0), rows]
 
 
-def candidate_values(
-    params: Params, prefix: str, s: Tensor, candidates: Tensor
-) -> Tensor:
-    """Values (E, N, B) of N candidates (N, B, D) at the observations s (B, O)."""
-    count, rows, _ = candidates.shape
-    repeated = s.expand(count, *s.shape).flatten(0, 1)
-    return ensemble(params, prefix, repeated, candidates.flatten(0, 1)).unflatten(
-        -1, (count, rows)
-    )
-
-
 def value_gap(
     params: Params, prefix: str, s: Tensor, a: Tensor, data: Tensor
 ) -> Tensor:

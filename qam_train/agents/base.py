@@ -151,7 +151,7 @@ class Agent(ABC, Generic[C, N]):
         return chunk.unflatten(-1, (self.config.chunk, -1))
 
     def choose(self, s: Tensor, noise: Tensor) -> Tensor:
-        """Flat chunk (B, D) of the policy, the best of N by the online critics' mean where N > 1."""
+        """Flat chunk (B, D) of the policy; of N > 1 candidates the one with the highest rank."""
         a = self.policy(s, noise)
         if a.dim() == 2:
             return a
@@ -159,7 +159,20 @@ class Agent(ABC, Generic[C, N]):
 
     def rank(self, s: Tensor, candidates: Tensor) -> Tensor:
         """Values (N, B) by which candidates (N, B, D) are chosen."""
-        return critic.candidate_values(self.constant, "critic", s, candidates).mean(0)
+        count, rows, _ = candidates.shape
+        repeated = s.expand(count, *s.shape).flatten(0, 1)
+        values = self.values(
+            self.constant, "critic", repeated, candidates.flatten(0, 1)
+        )
+        return self.score(values).unflatten(-1, (count, rows))
+
+    def score(self, values: Tensor) -> Tensor:
+        """What candidates are ranked by: the ensemble's mean, (E, B) -> (B,)."""
+        return values.mean(0)
+
+    def values(self, params: Params, prefix: str, s: Tensor, a: Tensor) -> Tensor:
+        """Values (E, B) of chunks (B, D) by a critic of the method."""
+        return critic.ensemble(params, prefix, s, a)
 
     @property
     def noise_width(self) -> int:
@@ -187,7 +200,7 @@ class Agent(ABC, Generic[C, N]):
     def bootstrap_target(self, batch: ChunkBatch, a_next: Tensor) -> Tensor:
         """Critic target (B,) at given actions (B, D) for the next observation."""
         s_next = self.normaliser(batch.next_observations)
-        q_next = critic.ensemble(self.targets, "target_critic", s_next, a_next)
+        q_next = self.values(self.targets, "target_critic", s_next, a_next)
         return critic.td_target(
             q_next, batch.rewards, batch.masks, self.chunk_discount, self.config.rho
         )
@@ -198,7 +211,7 @@ class Agent(ABC, Generic[C, N]):
         """Loss of the ensemble with the method's own policy at the next observation."""
         a_next = self.next_action(batch, next_noise)
         s, a = self.inputs(batch)
-        q = critic.ensemble(self.trained, "critic", s, a)
+        q = self.values(self.trained, "critic", s, a)
         return critic.td_loss(q, self.bootstrap_target(batch, a_next), batch.valid)
 
     @torch.no_grad()

@@ -81,7 +81,6 @@ class IFQLAgent(BehaviourFlowAgent[IFQLConfig]):
         loss = expectile_loss(target - v, self.config.kappa).mean(-1)
         return loss, {"value/loss": loss.detach(), **spread("value/v", v.detach())}
 
-    def rank(self, s: Tensor, candidates: Tensor) -> Tensor:
+    def score(self, values: Tensor) -> Tensor:
         """The least value over the online ensemble, not the mean (official code)."""
-        values = critic.candidate_values(self.constant, "critic", s, candidates)
         return values.amin(0)

@@ -9,6 +9,9 @@ from typing import Any
 from qam_ros.contract.errors import ConfigError, nearest
 from qam_train.agents.bam import BAMAgent, BAMConfig
 from qam_train.agents.base import Agent
+from qam_train.agents.cgql import CGQLAgent, CGQLConfig, NoisyCGQLConfig
+from qam_train.agents.cgql_linex import CGQLLAgent, CGQLLConfig
+from qam_train.agents.cgql_mse import CGQLMAgent
 from qam_train.agents.dsrl import DSRLAgent, DSRLConfig
 from qam_train.agents.fawac import FAWACAgent, FAWACConfig
 from qam_train.agents.fbrac import FBRACAgent, FBRACConfig
@@ -52,6 +55,9 @@ METHODS: dict[str, Method] = {
         Method(ReBRACAgent, ReBRACConfig),
         Method(RLPDAgent, RLPDConfig),
         Method(DSRLAgent, DSRLConfig),
+        Method(CGQLAgent, CGQLConfig),
+        Method(CGQLMAgent, NoisyCGQLConfig),
+        Method(CGQLLAgent, CGQLLConfig),
     )
 }
 

@@ -16,10 +16,12 @@ from qam_train.parity.baselines import (
 )
 from qam_train.parity.binding import Binding, Settings
 from qam_train.parity.family import bind_bam, bind_qam, bind_sqam, bind_trqam
+from qam_train.parity.guided import bind_cgql
 from qam_train.parity.recording import Recording, UnsupportedRecordingError
 
 BINDINGS: dict[str, Callable[[Settings], Binding]] = {
     "bam": bind_bam,
+    "cgql": bind_cgql,
     "dsrl": bind_dsrl,
     "fawac": bind_fawac,
     "fbrac": bind_fbrac,
