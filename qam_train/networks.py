@@ -20,6 +20,7 @@ from torch.nn import functional
 Params = dict[str, Tensor]
 Field = Callable[[Tensor, Tensor | float], Tensor]
 Pullback = Callable[[int, Tensor], Tensor]
+Activation = Callable[[Tensor], Tensor]
 
 LAYER_NORM_EPSILON = 1e-6  # official code; torch's default 1e-5 is visible in parity
 
@@ -84,9 +85,21 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.matmul(x, weight) + bias.unsqueeze(-2)
 
 
-def _activate(params: Params, name: str, z: Tensor) -> Tensor:
-    """Apply GELU (tanh form), then LayerNorm where the layer has one (official order)."""
-    x = functional.gelu(z, approximate="tanh")
+def gelu(z: Tensor) -> Tensor:
+    """GELU, tanh form."""
+    return functional.gelu(z, approximate="tanh")
+
+
+def mish(z: Tensor) -> Tensor:
+    """Z tanh(softplus(z))."""
+    return functional.mish(z)
+
+
+def _activate(
+    params: Params, name: str, z: Tensor, activation: Activation = gelu
+) -> Tensor:
+    """Apply the activation, then LayerNorm where the layer has one (official order)."""
+    x = activation(z)
     scale = params.get(f"{name}/norm_scale")
     if scale is None:
         return x
@@ -94,23 +107,28 @@ def _activate(params: Params, name: str, z: Tensor) -> Tensor:
     return x * scale.unsqueeze(-2) + params[f"{name}/norm_shift"].unsqueeze(-2)
 
 
-def _tail(params: Params, prefix: str, z: Tensor) -> Tensor:
+def _tail(
+    params: Params, prefix: str, z: Tensor, activation: Activation = gelu
+) -> Tensor:
     """Finish an MLP from the pre-activation of its first layer."""
     for layer in range(1, depth(params, prefix)):
-        x = _activate(params, f"{prefix}/{layer - 1}", z)
+        x = _activate(params, f"{prefix}/{layer - 1}", z, activation)
         z = affine(
             x, params[f"{prefix}/{layer}/weight"], params[f"{prefix}/{layer}/bias"]
         )
     return z
 
 
-def mlp(params: Params, prefix: str, x: Tensor) -> Tensor:
+def mlp(
+    params: Params, prefix: str, x: Tensor, activation: Activation = gelu
+) -> Tensor:
     """Evaluate one MLP; the last layer has neither activation nor norm.
 
     Args:
         params: flat dictionary that holds the net.
         prefix: name of the net.
         x: (..., B, in). Without the ensemble axis it is shared by all members.
+        activation: of the hidden layers.
 
     Returns:
         (..., B, out), with the ensemble axis in front where the net has one.
@@ -119,6 +137,7 @@ def mlp(params: Params, prefix: str, x: Tensor) -> Tensor:
         params,
         prefix,
         affine(x, params[f"{prefix}/0/weight"], params[f"{prefix}/0/bias"]),
+        activation,
     )
 
 

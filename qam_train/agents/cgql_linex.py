@@ -30,7 +30,7 @@ class CGQLLAgent(GuidedAgent[CGQLLConfig]):
     algorithm = "cgql_l"
 
     def noisy_loss(self, batch: ChunkBatch, noise: CGQLNoise) -> tuple[Tensor, Metrics]:
-        """nu mean valid (e^d + tau Q_t), d = tau (Q_1 - Q_t)."""
+        """Nu mean valid (e^d + tau Q_t), d = tau (Q_1 - Q_t)."""
         tau = self.config.tau
         q_t, q_1 = self.noisy_values(batch, noise)
         error = guidance.linex_time_loss(q_t, q_1, tau, self.config.linear_from)

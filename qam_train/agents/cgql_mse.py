@@ -17,7 +17,7 @@ class CGQLMAgent(GuidedAgent[NoisyCGQLConfig]):
     algorithm = "cgql_m"
 
     def noisy_loss(self, batch: ChunkBatch, noise: CGQLNoise) -> tuple[Tensor, Metrics]:
-        """nu mean valid (Q_t - Q_1)^2."""
+        """Nu mean valid (Q_t - Q_1)^2."""
         error = guidance.squared_time_loss(*self.noisy_values(batch, noise))
         loss = (error * batch.valid).mean()
         return self.config.noisy * loss, {"critic/noisy_loss": loss.detach()}

@@ -12,6 +12,8 @@ from qam_train.agents.base import Agent
 from qam_train.agents.cgql import CGQLAgent, CGQLConfig, NoisyCGQLConfig
 from qam_train.agents.cgql_linex import CGQLLAgent, CGQLLConfig
 from qam_train.agents.cgql_mse import CGQLMAgent
+from qam_train.agents.dac import DACAgent
+from qam_train.agents.diffusion_policy import DiffusionConfig
 from qam_train.agents.dsrl import DSRLAgent, DSRLConfig
 from qam_train.agents.fawac import FAWACAgent, FAWACConfig
 from qam_train.agents.fbrac import FBRACAgent, FBRACConfig
@@ -22,6 +24,7 @@ from qam_train.agents.ifql import IFQLAgent, IFQLConfig
 from qam_train.agents.qam import QAMAgent
 from qam_train.agents.qam_edit import QAMEditAgent, QAMEditConfig
 from qam_train.agents.qam_onestep import QAMOneStepAgent, QAMOneStepConfig
+from qam_train.agents.qsm import QSMAgent, QSMConfig
 from qam_train.agents.rebrac import ReBRACAgent, ReBRACConfig
 from qam_train.agents.rlpd import RLPDAgent, RLPDConfig
 from qam_train.agents.sqam import SQAMAgent, SQAMConfig
@@ -55,6 +58,8 @@ METHODS: dict[str, Method] = {
         Method(ReBRACAgent, ReBRACConfig),
         Method(RLPDAgent, RLPDConfig),
         Method(DSRLAgent, DSRLConfig),
+        Method(QSMAgent, QSMConfig),
+        Method(DACAgent, DiffusionConfig),
         Method(CGQLAgent, CGQLConfig),
         Method(CGQLMAgent, NoisyCGQLConfig),
         Method(CGQLLAgent, CGQLLConfig),

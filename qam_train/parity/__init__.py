@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qam_train.parity.bindings import binding_of
+from qam_train.parity.diffusion_policies import compare_schedule
 from qam_train.parity.recording import (
     PRECISIONS,
     Comparison,
@@ -59,4 +60,7 @@ def compare(path: Path, precision: str) -> Report:
     if "f64/dual_configs" in recording:
         rows = [*compare_run(recording, binding), *compare_rule(recording)]
         return Report(rows, {})
-    return Report(list(compare_updates(recording, binding)), {})
+    rows = list(compare_updates(recording, binding))
+    if "f64/alpha_hats" in recording:
+        rows += compare_schedule(recording)
+    return Report(rows, {})

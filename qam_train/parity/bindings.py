@@ -15,6 +15,7 @@ from qam_train.parity.baselines import (
     bind_ifql,
 )
 from qam_train.parity.binding import Binding, Settings
+from qam_train.parity.diffusion_policies import bind_dcgql
 from qam_train.parity.family import bind_bam, bind_qam, bind_sqam, bind_trqam
 from qam_train.parity.guided import bind_cgql
 from qam_train.parity.recording import Recording, UnsupportedRecordingError
@@ -22,6 +23,7 @@ from qam_train.parity.recording import Recording, UnsupportedRecordingError
 BINDINGS: dict[str, Callable[[Settings], Binding]] = {
     "bam": bind_bam,
     "cgql": bind_cgql,
+    "dcgql": bind_dcgql,
     "dsrl": bind_dsrl,
     "fawac": bind_fawac,
     "fbrac": bind_fbrac,

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DAC: diffusion actor-critic, predicted noise pushed against the critic's gradient (arXiv 2405.20555)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from qam_train import diffusion
+from qam_train.agents.diffusion_policy import DiffusionAgent, DiffusionConfig
+
+
+class DACAgent(DiffusionAgent[DiffusionConfig]):
+    """Inner product of predicted noise and critic gradient, beside the denoising loss."""
+
+    algorithm = "dac"
+
+    def improvement(self, predicted: Tensor, gradient: Tensor, level: Tensor) -> Tensor:
+        """mean_D sqrt(1 - alpha_hat) grad Q eps_hat; no temperature (official code)."""
+        return (level * gradient * predicted).mean(-1)
+
+    def sample(
+        self, predictor: diffusion.Predictor, x: Tensor, noise: Tensor
+    ) -> Tensor:
+        """diffusion.posterior_sample."""
+        return diffusion.posterior_sample(predictor, self.plan, x, noise)

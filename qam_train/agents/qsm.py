@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QSM: the score of a diffusion policy matched to the critic's action gradient (arXiv 2312.11752)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from qam_train import diffusion
+from qam_train.agents.diffusion_policy import DiffusionAgent, DiffusionConfig
+from qam_train.config import require
+
+
+@dataclass(frozen=True)
+class QSMConfig(DiffusionConfig):
+    """Numbers of QSM.
+
+    Args:
+        tau: inverse temperature.
+    """
+
+    alpha: float = 30.0
+    tau: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.tau >= 0.0, "tau", "a number >= 0", self.tau)
+
+
+class QSMAgent(DiffusionAgent[QSMConfig]):
+    """Predicted noise is regressed to -tau grad Q, beside the denoising loss."""
+
+    algorithm = "qsm"
+
+    def improvement(
+        self,
+        predicted: Tensor,
+        gradient: Tensor,
+        level: Tensor,  # noqa: ARG002
+    ) -> Tensor:
+        """mean_D (eps_hat + tau grad Q)^2."""
+        return diffusion.denoising_error(predicted, -self.config.tau * gradient)
+
+    def sample(
+        self, predictor: diffusion.Predictor, x: Tensor, noise: Tensor
+    ) -> Tensor:
+        """diffusion.jump_sample, as released."""
+        return diffusion.jump_sample(predictor, self.plan, x, noise)
