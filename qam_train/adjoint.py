@@ -91,7 +91,8 @@ def controlled_rollout(
         corrections.append(v - f_beta(a, k * h))
         a = _memoryless_step(a, v, spread[k], k * h, h)
     a_1 = torch.add(a, f_beta(a, (n - 1) * h), alpha=h)
-    return a_1, path_kl(torch.stack(corrections), a_0.new_zeros(()), sigma, 1.0)
+    shares = path_kl_shares(torch.stack(corrections), a_0.new_zeros(()), sigma, 1.0)
+    return a_1, shares.sum()
 
 
 def lean_adjoint(pullback: Pullback, g_1: Tensor, n: int, first: int = 0) -> Tensor:
@@ -159,10 +160,14 @@ def scalar_adjoint(g_1: Tensor, t: Tensor) -> Tensor:
     return t * g_1
 
 
-def path_kl(v_theta: Tensor, v_beta: Tensor, sigma: Tensor, h: float) -> Tensor:
-    """Path-space KL of the tuned process from the base, mean_B sum_k (2 h / sigma_k^2) ||dv_k||^2.
+def path_kl_shares(v_theta: Tensor, v_beta: Tensor, sigma: Tensor, h: float) -> Tensor:
+    """Path KL of the tuned process from the base, step by step, (K,); their sum is the KL.
 
-    Free of the temperature (Girsanov: sigma u = 2 dv).
+    mean_B (2 h / sigma_k^2) ||f_theta - f_beta||^2.
+
+    Free of the temperature (Girsanov: sigma u = 2 (f_theta - f_beta)). All K steps count although
+    the rollout takes the last one with f_beta (official code); that one carries a third of the
+    weight at K = 10.
 
     Args:
         v_theta: (K, B, D), tuned velocities.
@@ -171,14 +176,14 @@ def path_kl(v_theta: Tensor, v_beta: Tensor, sigma: Tensor, h: float) -> Tensor:
         h: step size.
     """
     weighted = (2.0 * h / sigma.square()) * (v_theta - v_beta).square()
-    return weighted.sum((0, -1)).mean(-1)
+    return weighted.sum(-1).mean(-1)
 
 
 def adjoint_cost(g: Tensor, sigma: Tensor, h: float) -> Tensor:
     """Cost C = mean_B sum_k h sigma_k^2 ||g_k||^2 of adjoints at unit temperature.
 
     At the optimum of the regression with temperature lambda the path KL is C / (2 lambda^2).
-    Arguments as in path_kl, g (K, B, D).
+    Arguments as in path_kl_shares, g (K, B, D).
     """
     return (h * sigma.square() * g.square()).sum((0, -1)).mean(-1)
 

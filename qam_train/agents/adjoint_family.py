@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from qam_train import adjoint, critic, dual, flow
+from qam_train import adjoint, critic, flow
 from qam_train.agents.adjoint_parts import Parts, Path
 from qam_train.agents.base import Agent, Metrics, draw_critic, draw_flow
 from qam_train.agents.common import (
@@ -169,7 +169,7 @@ class AdjointAgent(FlowPairAgent[C]):
     def improvement(
         self, s: Tensor, a: Tensor, noise: QAMNoise
     ) -> tuple[Tensor, Metrics]:
-        """Adjoint matching on the first M rows, the head on all, the value penalty on M."""
+        """Adjoint matching and penalty on the first M rows, the head on all."""
         rows = noise.rollout_start.shape[0]
         path, g, v_beta, metrics = self.adjoint_targets(s[:rows], noise)
         v_theta = self.tuned_field(s[:rows])(path.states, path.times)
@@ -177,7 +177,9 @@ class AdjointAgent(FlowPairAgent[C]):
         head_loss, head_metrics = self.parts.head.loss(
             self.config, self.head_nets(), s, noise.head
         )
-        penalty, penalty_metrics = self.value_penalty(s[:rows], a[:rows], path.end)
+        penalty, penalty_metrics = self.parts.penalty(
+            self.config, self.trained, s[:rows], a[:rows], path.end
+        )
         metrics = metrics | more | head_metrics | penalty_metrics
         return loss + head_loss + penalty, metrics
 
@@ -186,22 +188,21 @@ class AdjointAgent(FlowPairAgent[C]):
     ) -> tuple[Tensor, Metrics]:
         """Regression of f_theta on the adjoints, weighted by the trust region's lambda."""
         sigma = adjoint.memoryless_sigma(path.times, path.step)
+        if self.dual is None:
+            return adjoint.matching_loss(v_theta, v_beta, g, sigma)
         with torch.no_grad():
-            kl, cost = self.path_kl(path, v_theta, v_beta, g, sigma)
+            periods = self.config.return_steps
+            shares = adjoint.path_kl_shares(v_theta, v_beta, sigma, path.step) / periods
+            cost = adjoint.adjoint_cost(g, sigma, path.step) / periods
             weight = self.parts.temperature.weight(self.config, self.dual, cost)
-        scaled = sigma if weight is None else sigma / weight.sqrt()
+        scaled = sigma / weight.sqrt()
         loss, metrics = adjoint.matching_loss(v_theta, v_beta, g, scaled)
-        if weight is not None:
-            metrics |= self._dual_metrics(kl, cost, weight)
-        return loss, metrics
-
-    def path_kl(
-        self, path: Path, v_theta: Tensor, v_beta: Tensor, g: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Estimated path KL and adjoint cost of this update, per control period."""
-        periods = self.config.return_steps
-        kl = adjoint.path_kl(v_theta, v_beta, sigma, path.step) / periods
-        return kl, adjoint.adjoint_cost(g, sigma, path.step) / periods
+        return loss, metrics | {
+            "dual/kl_estimate": shares.sum(),
+            "dual/kl_inner": shares[:-1].sum(),
+            "dual/cost": cost,
+            "dual/lambda_in_loss": weight,
+        }
 
     @torch.no_grad()
     def adjoint_targets(
@@ -241,34 +242,17 @@ class AdjointAgent(FlowPairAgent[C]):
         metrics = adjoint.terminal_metrics(g_1)
         return path, g, f_beta(path.states, path.times), metrics
 
-    def value_penalty(
-        self,
-        s: Tensor,  # noqa: ARG002
-        a: Tensor,  # noqa: ARG002
-        end: Tensor,  # noqa: ARG002
-    ) -> tuple[Tensor | float, Metrics]:
-        """No penalty on the values of the flow's end points; a method may add one."""
-        return 0.0, {}
-
     def adapt(self, metrics: Metrics) -> Metrics:
         """Move the trust region's multiplier after the step."""
         if self.dual is None:
             return {}
+        temperature = self.parts.temperature
         kl, cost = metrics["dual/kl_estimate"], metrics["dual/cost"]
-        self.dual = self.parts.temperature.advance(self.config, self.dual, kl, cost)
+        self.dual = temperature.advance(self.config, self.dual, kl, cost)
         return {
-            "dual/lambda": dual.temperature(self.config.dual, self.dual, cost),  # type: ignore[attr-defined]
-            "dual/multiplier": self.dual.multiplier,
-            "dual/kl_average": self.dual.kl,
-        }
-
-    def _dual_metrics(self, kl: Tensor, cost: Tensor, weight: Tensor) -> Metrics:
-        budget = self.config.dual.budget  # type: ignore[attr-defined]
-        return {
-            "dual/kl_estimate": kl,
-            "dual/cost": cost,
-            "dual/lambda_in_loss": weight,
-            "dual/budget": torch.full_like(kl, budget),
+            "dual/lambda": temperature.weight(self.config, self.dual, cost),
+            "dual/multiplier": self.dual.multiplier.clone(),
+            "dual/kl_average": self.dual.kl.clone(),
         }
 
     def path_draws(self) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts an adjoint-matching method is put together from.
 
-path x adjoint x temperature x head x field: each part is a small stateless object, chosen by the
+path x adjoint x temperature x head x penalty: each part is a small stateless object, chosen by the
 method's class (`parts`). Notation as in qam_train/adjoint.py; s observation (M, O), a_1 end point.
 """
 
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qam_train import adjoint, dual, flow
+from qam_train import adjoint, critic, dual, flow
 from qam_train.agents.heads import Head, NoHead
-from qam_train.networks import Field, Pullback
+from qam_train.networks import Field, Params, Pullback
 
 Metrics = dict[str, Tensor]
 Linearise = Callable[[Tensor, Tensor], Pullback]  # states (K, M, D), times -> pullback
@@ -137,27 +137,25 @@ def scalar(
 
 
 class TemperaturePart(Protocol):
-    """How hard the critic pulls."""
+    """How hard the critic pulls; state None where nothing moves."""
 
     def initial(self, config: Any, like: Tensor) -> dual.DualState | None:
-        """State before the first update; None: there is none."""
+        """State before the first update."""
 
     def pull(self, config: Any) -> float:
         """Factor of the terminal adjoint."""
 
-    def weight(
-        self, config: Any, state: dual.DualState | None, cost: Tensor
-    ) -> Tensor | None:
-        """Lambda of this update's loss; None: the loss is not weighted."""
+    def weight(self, config: Any, state: dual.DualState, cost: Tensor) -> Tensor:
+        """Lambda of a loss whose adjoints cost C."""
 
     def advance(
-        self, config: Any, state: dual.DualState | None, kl: Tensor, cost: Tensor
-    ) -> dual.DualState | None:
+        self, config: Any, state: dual.DualState, kl: Tensor, cost: Tensor
+    ) -> dual.DualState:
         """State after the step."""
 
 
 class FixedTemperature:
-    """Inverse temperature config.tau."""
+    """Inverse temperature config.tau; the loss is not weighted."""
 
     def initial(self, config: Any, like: Tensor) -> None:
         """No state."""
@@ -166,17 +164,24 @@ class FixedTemperature:
         """Tau."""
         return float(config.tau)
 
-    def weight(self, config: Any, state: None, cost: Tensor) -> None:
-        """Not weighted."""
+    def weight(
+        self,
+        config: Any,  # noqa: ARG002
+        state: dual.DualState,  # noqa: ARG002
+        cost: Tensor,
+    ) -> Tensor:
+        """1."""
+        return torch.ones_like(cost)
 
     def advance(
         self,
-        config: Any,
-        state: None,
-        kl: Tensor,
-        cost: Tensor,
-    ) -> None:
+        config: Any,  # noqa: ARG002
+        state: dual.DualState,
+        kl: Tensor,  # noqa: ARG002
+        cost: Tensor,  # noqa: ARG002
+    ) -> dual.DualState:
         """Nothing moves."""
+        return state
 
 
 class DualTemperature:
@@ -201,6 +206,33 @@ class DualTemperature:
         return dual.advance(config.dual, state, kl, cost)
 
 
+PenaltyPart = Callable[
+    [Any, Params, Tensor, Tensor, Tensor], tuple[Tensor | float, Metrics]
+]
+
+
+def no_penalty(
+    config: Any,  # noqa: ARG001
+    trained: Params,  # noqa: ARG001
+    s: Tensor,  # noqa: ARG001
+    a: Tensor,  # noqa: ARG001
+    end: Tensor,  # noqa: ARG001
+) -> tuple[float, Metrics]:
+    """The critic learns from its targets alone."""
+    return 0.0, {}
+
+
+def value_penalty(
+    config: Any, trained: Params, s: Tensor, a: Tensor, end: Tensor
+) -> tuple[Tensor, Metrics]:
+    """config.penalty * (mean Q(s, clip a_1) - mean Q(s, a)): end points' values are held down.
+
+    Online critic, actions constant, rows not weighted by valid (official code).
+    """
+    gap = critic.value_gap(trained, "critic", s, end.clamp(-1.0, 1.0), a)
+    return config.penalty * gap, {"critic/value_gap": gap.detach()}
+
+
 @dataclass(frozen=True)
 class Parts:
     """One method of the family.
@@ -210,9 +242,11 @@ class Parts:
         adjoint: lean or scalar.
         temperature: fixed or dual.
         head: what acts on top of the flow.
+        penalty: on the critic's values of the flow's end points.
     """
 
     path: PathPart
     adjoint: AdjointPart
-    temperature: Any
+    temperature: TemperaturePart
     head: Head = NoHead()  # noqa: RUF009
+    penalty: PenaltyPart = no_penalty

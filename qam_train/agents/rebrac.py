@@ -18,7 +18,7 @@ from qam_train.agents.base import Agent, Metrics, draw_critic
 from qam_train.agents.common import Normaliser, draw_normal
 from qam_train.config import MethodConfig, require, require_positive
 from qam_train.data.dataset import ChunkBatch
-from qam_train.networks import Params, features, init_head, mlp
+from qam_train.networks import Params, init_mlp, mlp
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ReBRACAgent(Agent[ReBRACConfig, ReBRACNoise]):
 
     algorithm = "rebrac"
     averages: ClassVar = {"target_critic": "critic", "target_actor": "actor"}
-    policy_net = "actor/mean"
+    policy_net = "actor"
 
     def __init__(
         self, config: ReBRACConfig, parameters: Params, normaliser: Normaliser
@@ -80,15 +80,14 @@ class ReBRACAgent(Agent[ReBRACConfig, ReBRACNoise]):
         generator: torch.Generator,
     ) -> Params:
         """Critic and actor; the actor's last layer starts small."""
-        actor = init_head(
+        actor = init_mlp(
             "actor",
-            observation_size,
-            config.actor.widths,
-            {"mean": width},
+            (observation_size, *config.actor.widths, width),
             generator,
             layer_norm=config.actor.layer_norm,
         )
-        actor["actor/mean/0/weight"] *= config.last_layer**0.5
+        last = f"actor/{len(config.actor.widths)}/weight"
+        actor[last] *= config.last_layer**0.5
         return draw_critic(config, observation_size + width, generator) | actor
 
     def loss(self, batch: ChunkBatch, noise: ReBRACNoise) -> tuple[Tensor, Metrics]:
@@ -136,7 +135,5 @@ class ReBRACAgent(Agent[ReBRACConfig, ReBRACNoise]):
 
 
 def actor(params: Params, prefix: str, s: Tensor) -> Tensor:
-    """Deterministic action tanh(mean(s)), (B, D)."""
-    return torch.tanh(
-        mlp(params, f"{prefix}/mean", features(params, f"{prefix}/trunk", s))
-    )
+    """Deterministic action tanh(mlp(s)), (B, D)."""
+    return torch.tanh(mlp(params, prefix, s))

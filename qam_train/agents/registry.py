@@ -27,6 +27,7 @@ from qam_train.agents.qam_onestep import QAMOneStepAgent, QAMOneStepConfig
 from qam_train.agents.qsm import QSMAgent, QSMConfig
 from qam_train.agents.rebrac import ReBRACAgent, ReBRACConfig
 from qam_train.agents.rlpd import RLPDAgent, RLPDConfig
+from qam_train.agents.rql import RQLAgent, RQLConfig
 from qam_train.agents.sqam import SQAMAgent, SQAMConfig
 from qam_train.agents.trqam import TRQAMAgent, TRQAMConfig
 from qam_train.config import AgentConfig, MethodConfig
@@ -60,6 +61,7 @@ METHODS: dict[str, Method] = {
         Method(DSRLAgent, DSRLConfig),
         Method(QSMAgent, QSMConfig),
         Method(DACAgent, DiffusionConfig),
+        Method(RQLAgent, RQLConfig),
         Method(CGQLAgent, CGQLConfig),
         Method(CGQLMAgent, NoisyCGQLConfig),
         Method(CGQLLAgent, CGQLLConfig),

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from qam_train import critic
 from qam_train.agents.adjoint_family import AdjointAgent
-from qam_train.agents.adjoint_parts import BridgePath, DualTemperature, Parts, scalar
-from qam_train.agents.base import Metrics
+from qam_train.agents.adjoint_parts import (
+    BridgePath,
+    DualTemperature,
+    Parts,
+    scalar,
+    value_penalty,
+)
 from qam_train.agents.trqam import TRQAMConfig
 from qam_train.config import require, require_positive
 
@@ -37,16 +39,4 @@ class SQAMAgent(AdjointAgent[SQAMConfig]):
     """Bridge states, scalar adjoint, dual temperature, value penalty."""
 
     algorithm = "sqam"
-    parts = Parts(BridgePath(), scalar, DualTemperature())
-
-    def value_penalty(
-        self, s: Tensor, a: Tensor, end: Tensor
-    ) -> tuple[Tensor | float, Metrics]:
-        """C (mean Q(s, clip a_1) - mean Q(s, a)): values of the flow's end points are held down.
-
-        Online critic, actions constant, rows not weighted by valid (official code).
-        """
-        if self.config.penalty == 0.0:
-            return 0.0, {}
-        gap = critic.value_gap(self.trained, "critic", s, end.clamp(-1.0, 1.0), a)
-        return self.config.penalty * gap, {"critic/value_gap": gap.detach()}
+    parts = Parts(BridgePath(), scalar, DualTemperature(), penalty=value_penalty)

@@ -51,11 +51,7 @@ def compare(path: Path, precision: str) -> Report:
     """
     recording = Recording(path, precision)
     if "data/observations" in recording and "h1/start" in recording:
-        left_out = {
-            "rql/*": "RQL's own sampler",
-            "replay/size, replay/pointer": "a ring buffer of fixed size",
-        }
-        return Report(list(compare_sampler(recording)), left_out)
+        return Report(list(compare_sampler(recording)), {})
     binding = binding_of(recording)
     if "f64/dual_configs" in recording:
         rows = [*compare_run(recording, binding), *compare_rule(recording)]

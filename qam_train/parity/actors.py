@@ -20,6 +20,7 @@ from qam_train.parity.binding import (
     common,
     flow_numbers,
     gaussian_nets,
+    mean_actor_nets,
     next_actions,
 )
 
@@ -52,11 +53,8 @@ def bind_rebrac(settings: Settings) -> Binding:
         agent=ReBRACAgent,
         config=config,
         nets=CRITIC
-        | {
-            f"{ours}/{part}": f"modules_{ours}/{theirs}"
-            for ours in ("actor", "target_actor")
-            for part, theirs in (("trunk", "actor_net"), ("mean", "mean_net"))
-        },
+        | mean_actor_nets("actor", settings)
+        | mean_actor_nets("target_actor", settings),
         noise=lambda draw: ReBRACNoise(draw("next_action_noise")),
         info=CRITIC_INFO
         | {

@@ -19,6 +19,7 @@ from qam_train.parity.recording import PRECISIONS, Recording
 Settings = dict[str, Any]
 Draw = Callable[[str], Tensor]  # official name of a draw -> values
 Metrics = Mapping[str, Tensor]
+Player = Callable[[Any, Tensor, Tensor], Tensor]  # agent, observations, noise
 Intermediate = Callable[[Any, ChunkBatch, Any], Tensor]
 
 CRITIC = {
@@ -57,6 +58,7 @@ class Binding:
         info: official info entry -> name of our metric, or how it is made from our metrics.
         mids: official intermediate -> how it is computed (agent, batch, noise).
         acts: recorded acting case -> noise of act(); leading candidates axis where N > 1.
+        players: what plays a case, where that is not act().
         dead: official networks that are never read nor changed.
         batch: reads one batch.
         intermediates_factor: of the float32 tolerance, where the official sampler divides by a
@@ -71,6 +73,7 @@ class Binding:
     info: Mapping[str, str | Callable[[Metrics], float]]
     mids: Mapping[str, Intermediate] = field(default_factory=dict)
     acts: Mapping[str, Callable[[Draw], Tensor]] = field(default_factory=dict)
+    players: Mapping[str, Player] = field(default_factory=dict)
     dead: tuple[str, ...] = ()
     batch: Callable[[Draw, Settings], ChunkBatch] = chunk_batch
     intermediates_factor: float = 1.0
@@ -79,7 +82,7 @@ class Binding:
     def build(self, recording: Recording) -> Agent[Any, Any]:
         """Our agent with the recorded parameters."""
         dtype = PRECISIONS[recording.precision]
-        size = recording.array("act/observations").shape[-1]
+        size = recording.array("u1/batch/observations").shape[-1]
         return self.agent(
             self.config(recording.settings()),
             recording.parameters("params0", self.nets),
@@ -127,6 +130,15 @@ def gaussian_nets(ours: str, theirs: str) -> dict[str, str]:
         f"{ours}/trunk": f"{theirs}/MLP_0",
         f"{ours}/mean": f"{theirs}/OutputDenseMean",
         f"{ours}/log_std": f"{theirs}/OutputDenseLogStd",
+    }
+
+
+def mean_actor_nets(name: str, settings: Settings) -> dict[str, str]:
+    """An actor whose activated trunk and mean layer are one MLP of ours."""
+    last = len(settings["actor_hidden_dims"])
+    return {
+        name: f"modules_{name}/actor_net",
+        f"{name}/{last}": f"modules_{name}/mean_net",
     }
 
 

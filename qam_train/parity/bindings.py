@@ -19,6 +19,7 @@ from qam_train.parity.diffusion_policies import bind_dcgql
 from qam_train.parity.family import bind_bam, bind_qam, bind_sqam, bind_trqam
 from qam_train.parity.guided import bind_cgql
 from qam_train.parity.recording import Recording, UnsupportedRecordingError
+from qam_train.parity.rql import bind_rql
 
 BINDINGS: dict[str, Callable[[Settings], Binding]] = {
     "bam": bind_bam,
@@ -33,6 +34,7 @@ BINDINGS: dict[str, Callable[[Settings], Binding]] = {
     "rebrac": bind_rebrac,
     "rlpd": bind_rlpd,
     "qam": bind_qam,
+    "rql": bind_rql,
     "trqam": bind_trqam,
     "sqam": bind_sqam,
 }

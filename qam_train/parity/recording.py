@@ -144,13 +144,22 @@ class Recording:
             exact: hand them out in float64 whatever the precision of the comparison.
         """
         dtype = torch.float64 if exact else PRECISIONS[self.precision]
-        found: Params = {}
+        return {
+            ours: torch.from_numpy(np.asarray(self._arrays[f"{prefix}/{name}"])).to(
+                dtype
+            )
+            for name, ours in self.bound_names(prefix, nets).items()
+        }
+
+    def bound_names(self, prefix: str, nets: Mapping[str, str]) -> dict[str, str]:
+        """Official name of every bound array below a prefix -> our name."""
+        found: dict[str, str] = {}
+        present = self.below(prefix)
         for ours, theirs in nets.items():
-            start = f"{prefix}/{theirs}/"
-            for name in self._arrays:
-                if name.startswith(start) and name.count("/") - start.count("/") < 2:
-                    value = torch.from_numpy(np.asarray(self._arrays[name])).to(dtype)
-                    found[_our_name(ours, name.removeprefix(start))] = value
+            for name in present:
+                rest = name.removeprefix(f"{theirs}/")
+                if rest != name and rest.count("/") < 2:
+                    found[name] = _our_name(ours, rest)
         return found
 
     def row(self, quantity: str, error: float) -> Comparison:
@@ -160,10 +169,12 @@ class Recording:
 
 
 def _our_name(net: str, official: str) -> str:
-    """'Dense_1/kernel' of a net -> 'net/1/weight'; a bare 'kernel' is the only layer."""
+    """'Dense_1/kernel' of a net -> 'net/1/weight'; a bare 'kernel' is layer 0, or the named one."""
     module, _, kind = official.rpartition("/")
     if kind == "log_value":
         return f"{net}/log"
+    if not module and net.rpartition("/")[2].isdigit():
+        return f"{net}/{KINDS[f'Dense/{kind}']}"
     module, _, layer = (module or "Dense_0").partition("_")
     return f"{net}/{layer}/{KINDS[f'{module}/{kind}']}"
 

@@ -4,11 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
+import numpy as np
 import torch
 
 from qam_train.data.dataset import FlatDataset
+from qam_train.data.ring import RingReplay, RingRows
+from qam_train.data.segments import Segments, segment_windows
 from qam_train.parity.recording import Comparison, Recording, absolute, largest
+
+FIELDS = (
+    "observations",
+    "actions",
+    "rewards",
+    "masks",
+    "terminals",
+    "next_observations",
+)
 
 
 def compare_sampler(recording: Recording) -> Iterator[Comparison]:
@@ -17,22 +30,64 @@ def compare_sampler(recording: Recording) -> Iterator[Comparison]:
     discount = float(recording.meta()["discount"])
     for horizon in recording.meta()["horizons"]:
         yield from _compare_windows(recording, data, f"h{horizon}", horizon, discount)
-    size = int(recording.array("replay/size")[-1])
-    buffer = _rows(recording, "replay/buffer_after", size)
-    yield from _compare_windows(recording, buffer, "replay/h3", 3, discount)
+    yield from _compare_ring(recording, discount)
+    for horizon in recording.meta()["horizons"]:
+        yield from _compare_segments(recording, data, horizon)
 
 
-def _rows(recording: Recording, prefix: str, size: int | None = None) -> FlatDataset:
-    names = (
-        "observations",
-        "actions",
-        "rewards",
-        "masks",
-        "terminals",
-        "next_observations",
+def _compare_ring(recording: Recording, discount: float) -> Iterator[Comparison]:
+    """Replay in a ring: size, write position and content after every addition, then its chunks."""
+    ring = RingReplay(
+        _ring_rows(recording, "data"), int(recording.array("replay/capacity"))
     )
+    added = _ring_rows(recording, "replay/added")
+    found = [(ring.size, ring.pointer)]
+    for index in range(len(added.rewards)):
+        one = slice(index, index + 1)
+        ring.append(RingRows(*(getattr(added, name)[one] for name in FIELDS)))
+        found.append((ring.size, ring.pointer))
+    sizes, pointers = (np.array(column) for column in zip(*found, strict=True))
+    errors = [
+        float(np.abs(sizes - recording.array("replay/size")).max()),
+        float(np.abs(pointers - recording.array("replay/pointer")).max()),
+    ]
+    errors += [
+        absolute(
+            getattr(ring.rows, name), recording.array(f"replay/buffer_after/{name}")
+        )
+        for name in FIELDS
+    ]
+    yield recording.row("other fields: replay", largest(errors))
+    for group in recording.groups("replay"):
+        if f"replay/{group}/start" in recording:
+            yield from _compare_windows(
+                recording, ring.view(), f"replay/{group}", int(group[1:]), discount
+            )
+
+
+def _compare_segments(
+    recording: Recording, data: FlatDataset, horizon: int
+) -> Iterator[Comparison]:
+    """RQL's own sampler: every legal start of every episode."""
+    prefix = f"rql/h{horizon}"
+    if f"{prefix}/start" not in recording:
+        return
+    segments = Segments.of(data)
+    episode, start = segments.starts()
+    window = segment_windows(data, segments, episode, start, horizon)
+    pairs = [(episode, "episode"), (start, "start")]
+    pairs += [(getattr(window, f.name), f.name) for f in fields(window)]
+    errors = [absolute(v, recording.array(f"{prefix}/{name}")) for v, name in pairs]
+    yield recording.row(f"other fields: {prefix}", largest(errors))
+
+
+def _ring_rows(recording: Recording, prefix: str) -> RingRows:
+    return RingRows(*(recording.tensor(f"{prefix}/{name}") for name in FIELDS))
+
+
+def _rows(recording: Recording, prefix: str) -> FlatDataset:
     return FlatDataset.from_arrays(
-        *(recording.tensor(f"{prefix}/{name}")[:size] for name in names)
+        *(recording.tensor(f"{prefix}/{name}") for name in FIELDS)
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,8 @@ def compare_acting(
             continue
         reference = recording.array(f"act/{case}/f64/actions")
         draw: Draw = partial(_values, recording, f"act/{case}/noise")
-        actions = agent.act(observations, noise(draw))
+        play = binding.players.get(case, lambda agent, s, z: agent.act(s, z))
+        actions = play(agent, observations, noise(draw))
         flat = reference.reshape(reference.shape[0], -1)
         yield recording.row(f"actions: {case}", absolute(actions.flatten(1), flat))
     unknown = set(recording.groups("act")) - {"observations", *binding.acts}
@@ -65,16 +67,25 @@ def _values(recording: Recording, prefix: str, name: str) -> Tensor:
 
 
 def _unbound(recording: Recording, binding: Binding) -> float:
-    """0 where every recorded network is bound or known to be dead; dead ones never change."""
-    bound = {name.split("/")[0] for name in binding.nets.values()} | set(binding.dead)
-    unknown = set(recording.groups("params0")) - bound
-    moved = {
-        name
-        for update in ("u1", "u2")
-        for kind in ("grad", "params")
-        for name in recording.groups(f"{update}/f64/{kind}")
-    }
-    return 0.0 if not unknown and not moved & set(binding.dead) else float("inf")
+    """0 where every recorded array is bound, or belongs to a dead net or layer: never moved."""
+    bound = set(recording.bound_names("params0", binding.nets))
+    everything = recording.below("params0")
+    known = {name.split("/")[0] for name in binding.nets.values()} | set(binding.dead)
+    if {name.split("/")[0] for name in everything} - known:
+        return float("inf")
+    errors = [0.0]
+    for name in everything.keys() - bound:
+        for update in ("u1", "u2"):
+            gradient = recording.below(f"{update}/f64/grad").get(name)
+            after = recording.below(f"{update}/f64/params").get(name)
+            if gradient is not None:
+                errors.append(float(np.abs(gradient).max()))
+            averaged = name.startswith(
+                "modules_target_"
+            )  # follows a layer that is dead
+            if after is not None and not averaged:
+                errors.append(float(np.abs(after - everything[name]).max()))
+    return largest(errors)
 
 
 def _compare_loss(
