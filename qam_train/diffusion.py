@@ -66,7 +66,12 @@ def predicted_noise(
     angle = 2.0 * math.pi * k @ params[f"{prefix}/fourier/0/weight"].mT
     code = torch.cat([angle.cos(), angle.sin()], -1)
     c = mlp(params, f"{prefix}/time", code, mish)
-    return mlp(params, f"{prefix}/noise", torch.cat([x, s, c], -1), mish)
+    return mlp(
+        params,
+        f"{prefix}/noise",
+        torch.cat([x, s.expand(*x.shape[:-1], -1), c], -1),
+        mish,
+    )
 
 
 def noised(plan: Schedule, a: Tensor, eps: Tensor, k: Tensor) -> Tensor:

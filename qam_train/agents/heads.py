@@ -87,7 +87,7 @@ class NoHead:
         return {}
 
     def noise_width(self, width: int) -> int:
-        """Z alone."""
+        """Flow noise z alone."""
         return width
 
     def act(
@@ -139,7 +139,7 @@ class EditHead:
         ) | {"edit_alpha/log": torch.zeros((), device=generator.device)}
 
     def noise_width(self, width: int) -> int:
-        """Z and the edit's normal."""
+        """Flow noise z, then the normal of the edit."""
         return 2 * width
 
     def act(
@@ -199,7 +199,7 @@ class OneStepHead:
         )
 
     def noise_width(self, width: int) -> int:
-        """Z alone."""
+        """Flow noise z alone."""
         return width
 
     def act(
