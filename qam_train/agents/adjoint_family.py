@@ -191,7 +191,7 @@ class AdjointAgent(FlowPairAgent[C]):
         if self.dual is None:
             return adjoint.matching_loss(v_theta, v_beta, g, sigma)
         with torch.no_grad():
-            periods = self.config.return_steps
+            periods = self.config.chunk
             shares = adjoint.path_kl_shares(v_theta, v_beta, sigma, path.step) / periods
             cost = adjoint.adjoint_cost(g, sigma, path.step) / periods
             weight = self.parts.temperature.weight(self.config, self.dual, cost)

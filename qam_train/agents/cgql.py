@@ -8,7 +8,7 @@ online critic (official code).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -72,7 +72,13 @@ C = TypeVar("C", bound=CGQLConfig)
 
 
 class GuidedAgent(BehaviourFlowAgent[C]):
-    """Critic with time, flow, averages of both."""
+    """Critic with time, flow, averages of both.
+
+    Attributes:
+        guided: the flow that is guided and played.
+    """
+
+    guided: ClassVar[Literal["target_flow", "flow"]] = "target_flow"
 
     averages: ClassVar = {"target_critic": "critic", "target_flow": "flow"}
 
@@ -143,7 +149,7 @@ class GuidedAgent(BehaviourFlowAgent[C]):
             )
 
         config = self.config
-        field = velocity_field(self.targets, "target_flow", s)
+        field = velocity_field(self.constant, self.guided, s)
         return guidance.guided_sample(
             field, gradient, noise, config.flow_steps, config.guidance, config.tau
         )

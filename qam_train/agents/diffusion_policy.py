@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,7 +68,13 @@ C = TypeVar("C", bound=DiffusionConfig)
 
 
 class DiffusionAgent(Agent[C, DiffusionNoise]):
-    """Critic and noise predictor 'actor'."""
+    """Critic and noise predictor 'actor'.
+
+    Attributes:
+        judge: critic whose action gradient improves the policy.
+    """
+
+    judge: ClassVar[Literal["target_critic", "critic"]] = "target_critic"
 
     policy_net: ClassVar[str] = "actor/noise"
 
@@ -119,7 +125,7 @@ class DiffusionAgent(Agent[C, DiffusionNoise]):
         k = noise.time.to(a.dtype).unsqueeze(-1)
         predicted = diffusion.predicted_noise(self.trained, "actor", s, x, k)
         gradient = critic.action_gradient(
-            lambda b: critic.ensemble(self.targets, "target_critic", s, b),
+            lambda b: critic.ensemble(self.constant, self.judge, s, b),
             x,
             float("inf"),
         )

@@ -8,7 +8,7 @@ tanh-Gaussian policy 'actor' picks z = scale * e in the box. Acting: averaged fl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -53,7 +53,13 @@ class DSRLNoise(FlowActorNoise):
 
 
 class DSRLAgent(BehaviourFlowAgent[DSRLConfig]):
-    """Critic, z-critic, behaviour flow with its average, noise policy, temperature."""
+    """Critic, z-critic, behaviour flow with its average, noise policy, temperature.
+
+    Attributes:
+        played: the flow that turns z into an action.
+    """
+
+    played: ClassVar[Literal["target_flow", "flow"]] = "target_flow"
 
     algorithm = "dsrl"
     averages: ClassVar = {"target_critic": "critic", "target_flow": "flow"}
@@ -119,8 +125,8 @@ class DSRLAgent(BehaviourFlowAgent[DSRLConfig]):
         return actor_loss + alpha_loss, metrics
 
     def flow_action(self, s: Tensor, z: Tensor) -> Tensor:
-        """Clipped action of the averaged flow from z, (..., B, D)."""
-        field = velocity_field(self.targets, "target_flow", s)
+        """Clipped action of the (averaged) flow from z, (..., B, D)."""
+        field = velocity_field(self.constant, self.played, s)
         return flow.sample(field, z, self.config.flow_steps)
 
     def policy(self, s: Tensor, noise: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from qam_train.parity.binding import (
     mean_actor_nets,
     next_actions,
 )
+from qam_train.parity.family import with_fields
 
 ACTOR_INFO = {
     "actor/actor_loss": "actor/loss",
@@ -99,8 +100,10 @@ def bind_rlpd(settings: Settings) -> Binding:  # noqa: ARG001
     )
 
 
-def bind_dsrl(settings: Settings) -> Binding:  # noqa: ARG001
+def bind_dsrl(settings: Settings) -> Binding:
     """DSRL."""
+    averaged = settings.get("use_target_latent", True)
+    fields = {"played": "target_flow" if averaged else "flow"}
 
     def config(s: Settings) -> DSRLConfig:
         return DSRLConfig(
@@ -116,7 +119,7 @@ def bind_dsrl(settings: Settings) -> Binding:  # noqa: ARG001
     parts = ("actor/loss", "actor/alpha_loss", "flow/loss")
     critics = ("critic/td_loss", "critic/latent_loss")
     return Binding(
-        agent=DSRLAgent,
+        agent=with_fields(DSRLAgent, fields),
         config=config,
         nets=CRITIC
         | {

@@ -14,6 +14,7 @@ from qam_train.agents.dac import DACAgent
 from qam_train.agents.diffusion_policy import DiffusionConfig, DiffusionNoise
 from qam_train.agents.qsm import QSMAgent, QSMConfig
 from qam_train.parity.binding import CRITIC, Binding, Settings, common, next_actions
+from qam_train.parity.family import with_fields
 from qam_train.parity.recording import (
     PRECISIONS,
     Comparison,
@@ -28,7 +29,7 @@ SWITCHES = {
     "dac": {"clip_sampler_before": True, "clip_sampler_after": False},
     "qsm": {"clip_sampler_before": False, "clip_sampler_after": True},
 }
-ALWAYS = {"beta_schedule": "vp", "use_target_critic_grad": True, "best_of_n": 1}
+ALWAYS = {"beta_schedule": "vp", "best_of_n": 1}
 
 
 def _flat(start: Tensor, steps: Tensor) -> Tensor:
@@ -60,7 +61,9 @@ def bind_dcgql(settings: Settings) -> Binding:
             return QSMConfig(**numbers, tau=s["inv_temp"])
         return DiffusionConfig(**numbers)
 
-    agent: Any = QSMAgent if kind == "qsm" else DACAgent
+    averaged = settings.get("use_target_critic_grad", True)
+    fields = {"judge": "target_critic" if averaged else "critic"}
+    agent: Any = with_fields(QSMAgent if kind == "qsm" else DACAgent, fields)
     return Binding(
         agent=agent,
         config=config,

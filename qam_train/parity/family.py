@@ -35,6 +35,7 @@ from qam_train.parity.binding import (
     gaussian_nets,
     next_actions,
 )
+from qam_train.parity.recording import UnsupportedRecordingError
 
 FLOW_PAIR = {
     **CRITIC,
@@ -126,7 +127,13 @@ def acts(noise: str = "action_noise") -> dict[str, Any]:
 
 
 def bind_qam(settings: Settings) -> Binding:
-    """QAM with any combination of its official switches."""
+    """QAM with any combination of its official switches.
+
+    Raises:
+        UnsupportedRecordingError: temperature 0, which officially plays the behaviour flow.
+    """
+    if settings["inv_temp"] == 0.0:
+        raise UnsupportedRecordingError("inv_temp = 0 is not implemented")
     binding = Binding(
         agent=_switched(QAMAgent, settings),
         config=lambda s: AgentConfig(**adjoint_numbers(s), tau=s["inv_temp"]),
@@ -183,6 +190,12 @@ def _with_one_step(binding: Binding, settings: Settings) -> Binding:
     )
 
 
+def with_fields(kind: type[Any], fields: Mapping[str, Any]) -> type[Any]:
+    """A class with other class fields; those it does not have must keep what they stand for."""
+    changed = {n: v for n, v in fields.items() if getattr(kind, n, v) != v}
+    return type(f"Switched{kind.__name__}", (kind,), changed) if changed else kind
+
+
 def _switched(kind: type[Any], settings: Settings) -> type[Any]:
     """The method with the fields that the official switches name."""
     named = {
@@ -190,9 +203,7 @@ def _switched(kind: type[Any], settings: Settings) -> type[Any]:
         "base": "target_slow" if settings.get("target_actor", True) else "slow",
         "judge": "target_critic" if settings.get("use_target_grad", True) else "critic",
     }
-    if all(getattr(kind, name, value) == value for name, value in named.items()):
-        return kind
-    return type(f"Switched{kind.__name__}", (kind,), named)
+    return with_fields(kind, named)
 
 
 def dual_numbers(settings: Settings) -> DualConfig:
@@ -305,6 +316,8 @@ def bind_bam(settings: Settings) -> Binding:
 
 def bind_sqam(settings: Settings) -> Binding:
     """SQAM."""
+    if settings.get("bc_only", False):
+        return _pretraining()
 
     def config(s: Settings) -> SQAMConfig:
         return SQAMConfig(

@@ -17,7 +17,7 @@ from qam_train.parity.binding import (
     flow_numbers,
     next_actions,
 )
-from qam_train.parity.family import acts
+from qam_train.parity.family import acts, with_fields
 from qam_train.parity.recording import UnsupportedRecordingError
 
 AGENTS: dict[str, Any] = {"simple": CGQLAgent, "mse": CGQLMAgent, "linex": CGQLLAgent}
@@ -28,13 +28,12 @@ def bind_cgql(settings: Settings) -> Binding:
 
     Raises:
         UnsupportedRecordingError: the separate guidance critic, which the official code never
-            trains, or guidance of the online flow.
+            trains.
     """
-    for name, value in (("separate", False), ("target_guidance", True)):
-        if settings.get(name, value) != value:
-            raise UnsupportedRecordingError(
-                f"switch {name} = {settings[name]} is not implemented, only {value}"
-            )
+    if settings.get("separate", False):
+        raise UnsupportedRecordingError("switch separate = True is not implemented")
+    averaged = settings.get("target_guidance", True)
+    fields = {"guided": "target_flow" if averaged else "flow"}
     mode = settings["mode"]
 
     def config(s: Settings) -> CGQLConfig:
@@ -60,7 +59,7 @@ def bind_cgql(settings: Settings) -> Binding:
         )
 
     return Binding(
-        agent=AGENTS[mode],
+        agent=with_fields(AGENTS[mode], fields),
         config=config,
         nets={
             "critic": "modules_critic/mlp",

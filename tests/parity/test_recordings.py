@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from qam_train import cli, networks
-from qam_train.agents import base, qam
+from qam_train import cli, critic, networks
+from qam_train.agents import base, ifql, qam, rebrac, rlpd, trqam
 from qam_train.parity import Comparison, UnsupportedRecordingError, compare
 from qam_train.parity.recording import largest
 
@@ -98,6 +98,100 @@ def test_missing_gradient_clip_is_seen(monkeypatch):
     }
 
 
+def test_temperature_moved_before_the_loss_is_seen(monkeypatch):
+    def early(self, batch, noise, learning_rate=None):
+        self.adapt(self.loss(batch, noise)[1])
+        return update(self, batch, noise, learning_rate)
+
+    update = trqam.TRQAMAgent.update
+    monkeypatch.setattr(trqam.TRQAMAgent, "update", early)
+    assert {"20 updates", "parameters, all"} <= _beyond("trqam_20")
+
+
+def test_pessimism_in_the_adjoint_is_seen(monkeypatch):
+    def pessimistic(q, a, bound):
+        return gradient(lambda x: critic.pessimistic(q(x), 0.5).unsqueeze(-2), a, bound)
+
+    gradient = critic.action_gradient
+    monkeypatch.setattr(critic, "action_gradient", pessimistic)
+    for name in ("qam", "sqam", "dcgql_qsm", "cgql_simple"):
+        assert {"gradients", "intermediates"} & _beyond(name)
+
+
+def test_entropy_bonus_in_the_bootstrap_is_seen(monkeypatch):
+    def with_entropy(self, batch, a_next):
+        return target(self, batch, a_next) + 0.01 * self.constant["alpha/log"].exp()
+
+    target = rlpd.RLPDAgent.bootstrap_target
+    monkeypatch.setattr(rlpd.RLPDAgent, "bootstrap_target", with_entropy)
+    assert {"loss", "gradients"} <= _beyond("rlpd")
+
+
+def test_values_weighted_by_valid_are_seen(monkeypatch):
+    def masked(self, s, a):
+        loss, metrics = value_loss(self, s, a)
+        return 0.9 * loss, metrics
+
+    value_loss = ifql.IFQLAgent._value_loss
+    monkeypatch.setattr(ifql.IFQLAgent, "_value_loss", masked)
+    assert {"loss", "gradients"} <= _beyond("ifql")
+
+
+def test_target_moved_in_every_update_is_seen(monkeypatch):
+    monkeypatch.setattr(rebrac.ReBRACAgent, "follow", base.Agent.follow)
+    assert {"untouched", "parameters, all"} <= _beyond("rebrac")
+
+
+def test_recorded_net_that_is_not_bound_is_seen(tmp_path):
+    with np.load(HERE / "fql.npz") as archive:
+        arrays = dict(archive)
+    arrays["params0/modules_surprise/mlp/Dense_0/bias"] = np.zeros(3)
+    np.savez(tmp_path / "fql.npz", **arrays)
+    rows = compare(tmp_path / "fql.npz", "float64").comparisons
+    assert [row.quantity for row in rows if not row.passed] == [
+        "untouched: nets not bound"
+    ]
+
+
+def test_dead_layer_that_moved_is_seen(tmp_path):
+    with np.load(HERE / "rql.npz") as archive:
+        arrays = dict(archive)
+    arrays["u1/f64/grad/modules_actor/log_std_net/bias"] = np.ones(6)
+    np.savez(tmp_path / "rql.npz", **arrays)
+    rows = compare(tmp_path / "rql.npz", "float64").comparisons
+    assert "untouched: nets not bound" in [
+        row.quantity for row in rows if not row.passed
+    ]
+
+
+def test_unknown_acting_case_is_seen(tmp_path):
+    with np.load(HERE / "ifql.npz") as archive:
+        arrays = dict(archive)
+    arrays["act/n9/f64/actions"] = np.zeros((5, 6))
+    np.savez(tmp_path / "ifql.npz", **arrays)
+    rows = compare(tmp_path / "ifql.npz", "float64").comparisons
+    assert "actions: n9, not known" in [row.quantity for row in rows if not row.passed]
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "message"),
+    [
+        ("cgql_mse", ('"separate": false', '"separate": true'), "separate = True"),
+        ("dcgql_dac", ('"vp"', '"linear"'), "beta_schedule = linear"),
+        ("rql", ('"q_agg": "mean"', '"q_agg": "min"'), "q_agg = min"),
+    ],
+)
+def test_switch_that_no_method_stands_for_is_named(tmp_path, name, switch, message):
+    with np.load(HERE / f"{name}.npz") as archive:
+        arrays = dict(archive)
+    arrays["config"] = np.array(str(arrays["config"]).replace(*switch))
+    np.savez(tmp_path / f"{name}.npz", **arrays)
+    with pytest.raises(
+        UnsupportedRecordingError, match=f"{message} is not implemented"
+    ):
+        compare(tmp_path / f"{name}.npz", "float64")
+
+
 def test_a_not_a_number_error_is_beyond_tolerance():
     assert np.isnan(largest([0.0, float("nan"), 1.0]))
 
@@ -116,11 +210,19 @@ def test_broken_file_is_not_a_recording(tmp_path):
         compare(path, "float64")
 
 
-def test_command_prints_each_method_and_what_it_left_out(capsys):
+def test_command_prints_each_recording_and_leaves_none_out(capsys):
     assert cli.parity([str(HERE), "--precision", "float64"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in RECORDINGS)
-    assert "not compared: sample_sequence.npz" in printed
+    assert "not compared" not in printed
+
+
+def test_command_names_what_it_cannot_compare(tmp_path, capsys):
+    (tmp_path / "sample_sequence.npz").symlink_to(HERE / "sample_sequence.npz")
+    config = np.array('{"agent_name": "pql"}')
+    np.savez(tmp_path / "pql.npz", meta=np.array("{}"), config=config)
+    assert cli.parity([str(tmp_path), "--precision", "float64"]) == 0
+    assert "not compared: pql.npz" in capsys.readouterr().out
 
 
 def test_command_fails_beyond_tolerance(monkeypatch, capsys):

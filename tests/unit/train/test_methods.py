@@ -200,7 +200,7 @@ GREEDY = {  # settings with which a short run moves towards the reward
     "bam": {"tau": 30.0}, "fql": {"distill": 1.0}, "ifql": {"best_of": 16},
     "fawac": {"tau": 6.0}, "fedit": {"edit": EditConfig(scale=0.5)}, "cgql": {"guidance": 0.3},
     "cgql_m": {"guidance": 0.3}, "cgql_l": {"guidance": 0.3, "noisy": 0.01},
-    "rlpd": {"alpha_start": 0.05}, "dac": {"alpha": 0.3}, "qsm": {"alpha": 1.0, "tau": 3.0},
+    "dsrl": {"noise_scale": 2.0}, "rlpd": {"alpha_start": 0.05}, "dac": {"alpha": 0.3}, "qsm": {"alpha": 1.0, "tau": 3.0},
     "rql": {"alpha": 0.05, "actor_ema": 0.05},
 }  # fmt: skip
 
