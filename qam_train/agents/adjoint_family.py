@@ -253,6 +253,7 @@ class AdjointAgent(FlowPairAgent[C]):
             "dual/lambda": temperature.weight(self.config, self.dual, cost),
             "dual/multiplier": self.dual.multiplier.clone(),
             "dual/kl_average": self.dual.kl.clone(),
+            "dual/budget": torch.full_like(kl, temperature.budget(self.config)),
         }
 
     def path_draws(self) -> int:

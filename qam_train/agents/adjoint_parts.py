@@ -145,6 +145,9 @@ class TemperaturePart(Protocol):
     def pull(self, config: Any) -> float:
         """Factor of the terminal adjoint."""
 
+    def budget(self, config: Any) -> float:
+        """Path KL per control period that is aimed at; inf where none is."""
+
     def weight(self, config: Any, state: dual.DualState, cost: Tensor) -> Tensor:
         """Lambda of a loss whose adjoints cost C."""
 
@@ -161,8 +164,12 @@ class FixedTemperature:
         """No state."""
 
     def pull(self, config: Any) -> float:
-        """Tau."""
+        """The inverse temperature tau."""
         return float(config.tau)
+
+    def budget(self, config: Any) -> float:  # noqa: ARG002
+        """None is aimed at."""
+        return float("inf")
 
     def weight(
         self,
@@ -194,6 +201,10 @@ class DualTemperature:
     def pull(self, config: Any) -> float:  # noqa: ARG002
         """Unit temperature: lambda enters through the loss."""
         return 1.0
+
+    def budget(self, config: Any) -> float:
+        """The trust region's."""
+        return float(config.dual.budget)
 
     def weight(self, config: Any, state: dual.DualState, cost: Tensor) -> Tensor:
         """dual.temperature."""

@@ -231,7 +231,7 @@ def _dual_info(settings: Settings) -> Mapping[str, Any]:
         "dual/kl_estimate_clipped": clipped,
         "dual/kl_clipped": lambda m: float(clipped(m) < float(m["dual/kl_estimate"])),
         "dual/kl_ema": "dual/kl_average",
-        "dual/kl_budget": lambda _: settings["kl_budget"],
+        "dual/kl_budget": "dual/budget",
     }
 
 
