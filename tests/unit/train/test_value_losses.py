@@ -56,7 +56,10 @@ def test_guidance_leaves_the_first_step_and_shifts_the_others():
 
 def test_linex_is_minimised_by_the_soft_maximum():
     q_1, tau = torch.tensor([0.1, 0.5, -0.2], dtype=DOUBLE), 2.0
-    soft = torch.logsumexp(tau * q_1, 0) / tau - torch.tensor(3.0, dtype=DOUBLE).log() / tau
+    soft = (
+        torch.logsumexp(tau * q_1, 0) / tau
+        - torch.tensor(3.0, dtype=DOUBLE).log() / tau
+    )
     q_t = soft.clone().requires_grad_()
     loss = guidance.linex_time_loss(q_t, q_1, tau, 5.0).mean()
     (slope,) = torch.autograd.grad(loss, q_t)
