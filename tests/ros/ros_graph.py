@@ -42,10 +42,9 @@ def own_domain() -> Iterator[int]:
 
 def ros_environment(domain: int, log_dir: Path) -> dict[str, str]:
     """Environment variables for everything that lives in a domain."""
-    profile = str(bringup_folder().parent / "fastdds.xml")
+    profile = bringup_folder().parent / "fastdds.xml"
     return {
-        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
+        "FASTDDS_DEFAULT_PROFILES_FILE": str(profile),
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOG_DIR": str(log_dir),

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from ros_graph import Graph, open_graph, own_domain, ros_environment
 
+from qam_ros.contract.errors import ConfigError
 from qam_ros.contract.interface import load_interface
 from qam_ros.contract.messages import GuardReport
+from qam_ros.contract.reading import dump_yaml
 from qam_ros.contract.transition import GuardMode
 from qam_ros.runtime.bringup import find_executable
 from qam_ros.runtime.child import Child
@@ -44,6 +46,7 @@ class System:
         self.period_ns = round(self.interface.control_period_s * 1e9)
         command = [find_executable("qam"), "up", *words, f"run_dir:={folder}"]
         self.up = Child(command, folder.with_suffix(".log"), os.environ)
+        self.nodes: list[Child] = []
         self.reports: list[GuardReport] = self.listen(GuardReport, "guard_report")
 
     # The graph's processes.
@@ -52,6 +55,20 @@ class System:
         """What the supervisor knows of each process."""
         path = self.folder / "processes.json"
         return json.loads(path.read_text())["processes"] if path.exists() else {}
+
+    def add(self, executable: str, **parameters: object) -> Child:
+        """Start one more node in the graph's domain; it is killed at the end."""
+        file = self.folder.with_name(f"{executable}.yaml")
+        content = {"/**": {"ros__parameters": parameters}}
+        file.write_text(dump_yaml(content, str(file), ConfigError))
+        command = [
+            find_executable(executable),
+            "--ros-args",
+            "--params-file",
+            str(file),
+        ]
+        self.nodes.append(Child(command, file.with_suffix(".log"), os.environ))
+        return self.nodes[-1]
 
     def pid(self, name: str) -> int:
         """Process id of a process."""
@@ -90,8 +107,8 @@ class System:
     def close(self) -> None:
         """Kill whatever is left."""
         pids = [entry["pid"] for entry in self.processes().values()]
-        with contextlib.suppress(ProcessLookupError):
-            self.up.kill()
+        for child in (self.up, *self.nodes):
+            child.kill()
         mine = {int(path.name) for path in Path("/proc").glob("[0-9]*")}
         for pid in mine.intersection(pids) if self.left() else ():
             with contextlib.suppress(ProcessLookupError):
@@ -149,6 +166,7 @@ class System:
     def text(self) -> str:
         """The last lines of every log."""
         logs = [self.up.log, *sorted((self.folder / "logs").glob("*.log"))]
+        logs += [node.log for node in self.nodes]
         return "\n".join(
             f"== {path.name}\n" + "\n".join(path.read_text().splitlines()[-15:])
             for path in logs
