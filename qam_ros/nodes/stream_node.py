@@ -149,6 +149,11 @@ class StreamNode(Node):
         self._timer = self.create_timer(POLL_S[1], self._poll, clock=clock)
         self._diagnostics = Diagnostics(self, self._report)
 
+    @property
+    def exit_code(self) -> int | None:
+        """1 once nothing is written any more: the supervisor restarts the process."""
+        return 1 if self.core.failed else None
+
     def _subscribe(self) -> None:
         """Listen to everything a row is made of, with the history of each topic."""
         group = Untended()

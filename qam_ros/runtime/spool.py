@@ -84,6 +84,9 @@ class SpoolWriter:
         config: bounds and times.
         open_recorder: makes a new recording; called again after a recording has failed.
 
+    Attributes:
+        failed: the thread ended by an error that no retry cures; the process must be restarted.
+
     Raises:
         StreamError: the spool cannot be opened.
     """
@@ -105,6 +108,7 @@ class SpoolWriter:
         self._stopping = False
         self._dropped = 0
         self._problems: dict[str, str] = {}
+        self.failed = False
         self._acked = self._kept_acked = self.store.meta("acked")
         self._last = self.store.last_position
         self._recorded = self._begin_recording()
@@ -161,6 +165,19 @@ class SpoolWriter:
     # On the thread.
 
     def _run(self) -> None:
+        """Work until stopped. What no disk explains ends the thread, and is never passed over."""
+        try:
+            self._work()
+        except Exception as error:
+            self._problems["spool thread"] = f"spool thread ended: {error!r}"
+            self.failed = True
+            logger.exception(
+                "the spool thread ended with %d rows in its queue", self._queued
+            )
+        finally:
+            self.store.close()
+
+    def _work(self) -> None:
         next_tidy = time.monotonic()
         next_record = math.inf if self._open_recorder is None else next_tidy
         while True:
@@ -262,4 +279,3 @@ class SpoolWriter:
             )
         if self._recorder is not None:
             self._attempt("recording", self._recorder.close)
-        self.store.close()

@@ -102,6 +102,11 @@ class StreamCore:
         return self._send(now_ns) if heard else []
 
     @property
+    def failed(self) -> bool:
+        """Whether rows are no longer written; a new process joins them from the topics' history."""
+        return self.writer.failed
+
+    @property
     def backlog(self) -> int:
         """Rows in the spool that are still to be sent; none without a learner to send them to."""
         if not self.config.spool.wait_for_ack:

@@ -214,25 +214,44 @@ def test_signal_ends_it_within_a_second_with_code_0(start, graph, number):
     assert time.monotonic() - begin < 1.0
 
 
-def test_clean_stop_takes_the_messages_that_wait(
-    play, graph, robot, interface, tmp_path
-):
-    """Without an executor nothing is taken before the node closes."""
+@pytest.fixture
+def node(graph, tmp_path):
+    """A stream node in the test's process and domain, without an executor."""
     settings = {"robot": "mobile_base", "run_dir": tmp_path}
     parameters = [
         text for item in settings.items() for text in ("-p", "{}:={}".format(*item))
     ]
     rclpy.init(args=["--ros-args", *parameters])
     node = StreamNode()
-    try:
-        assert graph.wait(play.matched)
-        robot.episode(20)
-        play(robot.messages)
-        graph.spin(0.5)
-        node.close()
-    finally:
-        node.destroy_node()
-        rclpy.shutdown()
+    yield node
+    node.destroy_node()
+    rclpy.shutdown()
+
+
+def test_process_ends_with_code_1_once_its_spool_thread_has_ended(
+    node, graph, robot, monkeypatch
+):
+    def broken(_rows):
+        raise ValueError("not a matter of the disk")
+
+    robot.episode(20)
+    assert node.exit_code is None
+    monkeypatch.setattr(node.core.writer.store, "append", broken)
+    node.core.writer.put(robot.rows())
+    assert graph.wait(lambda: node.exit_code == 1)
+    assert "not a matter of the disk" in node.core.health().message
+    node.close()
+
+
+def test_clean_stop_takes_the_messages_that_wait(
+    node, play, graph, robot, interface, tmp_path
+):
+    """Without an executor nothing is taken before the node closes."""
+    assert graph.wait(play.matched)
+    robot.episode(20)
+    play(robot.messages)
+    graph.spin(0.5)
+    node.close()
     with TransitionStore(tmp_path / "spool.sqlite", interface) as spool:
         assert spool.read(0, 100)[1].tobytes() == robot.rows().tobytes()
 

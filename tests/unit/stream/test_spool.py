@@ -124,6 +124,22 @@ def test_what_no_longer_fits_into_the_queue_is_dropped_and_counted(rows, start):
     assert 0 < writer.status().queued <= 60
 
 
+def test_error_that_is_not_the_disks_is_a_problem_and_ends_the_thread(
+    path, interface, rows, start, monkeypatch
+):
+    writer = start()
+
+    def broken(_rows):
+        raise ValueError("not a matter of the disk")
+
+    monkeypatch.setattr(writer.store, "append", broken)
+    writer.put(rows)
+    eventually(lambda: writer.failed)
+    assert "not a matter of the disk" in writer.status().problem
+    assert writer.stop(1.0)
+    assert not read(path, interface).size
+
+
 def test_stopping_with_a_full_disk_ends_in_time_and_counts(rows, start):
     writer = start()
     writer.store.connection.execute("PRAGMA query_only = ON")
