@@ -26,7 +26,7 @@ def from_transitions(rows: Rows, interface: RobotInterface) -> Dataset:
     Rows are ordered by session (the earliest observation first) and seq, whatever order
     they arrived in. A segment ends where the row carries its next observation, terminates,
     is truncated, or is not followed by the row of the same episode with the next seq, more
-    than 0 and less than 1.5 control periods later.
+    than 0 and less than 1.5 control periods later, with a finite observation.
 
     Nothing is dropped: masked rows have valid = 0, and so has a last row whose next
     observation is unknown, unless it terminated (then nothing is read from it, and its own
@@ -108,6 +108,7 @@ def _follows(rows: Rows, period_s: float) -> npt.NDArray[np.bool_]:
         & (head["episode"] == tail["episode"])
         & (elapsed_ns > 0)
         & (elapsed_ns < 1.5e9 * period_s)
+        & np.isfinite(tail["observation"]).all(axis=1)
     )
     return follows
 

@@ -18,9 +18,13 @@ from qam_ros.contract.errors import TransitionError
 from qam_ros.contract.robot_interface import RobotInterface
 
 TRANSITION_VERSION: Final = 1
+MAX_SEQ: Final = 2**63 - 1
 
 Rows = npt.NDArray[np.void]
 """(N,) structured array of ``transition_dtype``."""
+
+Rule = tuple[str, str, npt.NDArray[np.bool_]]
+"""Field, what is wrong with a row that breaks it, (N,) whether each row keeps it."""
 
 
 class ActionSource(IntEnum):
@@ -149,6 +153,45 @@ def validate_transitions(rows: npt.NDArray[Any], interface: RobotInterface) -> N
     Raises:
         TransitionError: another layout, or the first row and field that breaks a rule.
     """
+    _check_layout(rows, interface)
+    for field, rule, good in (*_number_rules(rows), *_code_rules(rows)):
+        _require(good, rows, field, rule)
+
+
+def mask_unusable(rows: Rows, interface: RobotInterface) -> tuple[Rows, int]:
+    """Rows from outside, with those masked whose numbers learning cannot use.
+
+    So a bad row neither stops the stream behind it nor is ever trained on. An executed action that
+    breaks its rule becomes 0; everything else stays as it came.
+
+    Args:
+        rows: (N,) rows as they arrived; not changed.
+        interface: the robot they belong to.
+
+    Returns:
+        Rows that ``validate_transitions`` accepts, (N,), and how many of them were masked here.
+
+    Raises:
+        TransitionError: another layout, or a key, flag or enumeration that no row can have.
+    """
+    _check_layout(rows, interface)
+    for field, rule, good in _code_rules(rows):
+        _require(good, rows, field, rule)
+    usable = np.ones(len(rows), dtype=bool)
+    acted = np.ones(len(rows), dtype=bool)
+    for field, _, good in _number_rules(rows):
+        usable &= good
+        if field == "executed":
+            acted &= good
+    if usable.all():
+        return rows, 0
+    rows = rows.copy()
+    rows["masked"][~usable] = 1
+    rows["executed"][~acted] = 0.0
+    return rows, int((~usable).sum())
+
+
+def _check_layout(rows: npt.NDArray[Any], interface: RobotInterface) -> None:
     dtype = transition_dtype(interface)
     if rows.dtype != dtype or rows.ndim != 1:
         raise TransitionError(
@@ -158,36 +201,39 @@ def validate_transitions(rows: npt.NDArray[Any], interface: RobotInterface) -> N
             found=rows.dtype,
             expected=dtype,
         )
+
+
+def _number_rules(rows: Rows) -> list[Rule]:
+    """What learning reads must be finite and inside its range."""
     used = rows["masked"] == 0
     proposes = used & (rows["source"] == ActionSource.POLICY)
-    _require(_finite(rows["executed"]), rows, "executed", "must be finite")
-    _require(
-        (np.abs(rows["executed"]) <= 1.0).all(axis=1),
-        rows,
-        "executed",
-        "leaves [-1, 1]",
-    )
-    _require(
-        _finite(rows["observation"]) | ~used, rows, "observation", "must be finite"
-    )
-    _require(_finite(rows["proposed"]) | ~proposes, rows, "proposed", "must be finite")
-    _require(np.isfinite(rows["reward"]) | ~used, rows, "reward", "must be finite")
-    ages = _finite(rows["ages_s"]) & (rows["ages_s"] >= 0).all(axis=1)
-    _require(ages | ~used, rows, "ages_s", "must be finite and not negative")
     follows = used & (rows["has_next"] == 1)
-    _require(
-        _finite(rows["next_observation"]) | ~follows,
-        rows,
-        "next_observation",
-        "must be finite",
-    )
-    for flag in _FLAGS:
-        _require(rows[flag] <= 1, rows, flag, "must be 0 or 1")
-    _require(rows["source"] <= max(ActionSource), rows, "source", "is unknown")
-    _require(rows["guard_mode"] <= max(GuardMode), rows, "guard_mode", "is unknown")
-    _require(
-        rows["limit_bits"] <= ALL_LIMIT_BITS, rows, "limit_bits", "has unknown bits"
-    )
+    ages = _finite(rows["ages_s"]) & (rows["ages_s"] >= 0).all(axis=1)
+    inside = (np.abs(rows["executed"]) <= 1.0).all(axis=1)
+    return [
+        ("executed", "must be finite", _finite(rows["executed"])),
+        ("executed", "leaves [-1, 1]", inside),
+        ("observation", "must be finite", _finite(rows["observation"]) | ~used),
+        ("proposed", "must be finite", _finite(rows["proposed"]) | ~proposes),
+        ("reward", "must be finite", np.isfinite(rows["reward"]) | ~used),
+        ("ages_s", "must be finite and not negative", ages | ~used),
+        (
+            "next_observation",
+            "must be finite",
+            _finite(rows["next_observation"]) | ~follows,
+        ),
+    ]
+
+
+def _code_rules(rows: Rows) -> list[Rule]:
+    """Keys, flags and enumerations; a store keeps seq as a signed integer."""
+    return [
+        ("seq", f"is above {MAX_SEQ}", rows["seq"] <= MAX_SEQ),
+        *((flag, "must be 0 or 1", rows[flag] <= 1) for flag in _FLAGS),
+        ("source", "is unknown", rows["source"] <= max(ActionSource)),
+        ("guard_mode", "is unknown", rows["guard_mode"] <= max(GuardMode)),
+        ("limit_bits", "has unknown bits", rows["limit_bits"] <= ALL_LIMIT_BITS),
+    ]
 
 
 def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -314,10 +314,13 @@ class TransitionStore:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Turn an error of SQLite or the file system into one that names the file."""
+        """Turn an error of SQLite or the file system into one that names the file.
+
+        OverflowError: a number that no integer of SQLite holds.
+        """
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, OverflowError) as error:
             code: Any = getattr(error, "sqlite_errorname", type(error).__name__)
             raise StreamError(
                 f"{self.path}: {error} ({code}); check free space, permissions and whether the "

@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from qam_ros.contract.errors import StreamError
 from qam_ros.contract.interface import RobotInterface
 from qam_ros.contract.messages import TransitionAck, TransitionBatch
-from qam_ros.contract.transition import TRANSITION_VERSION, Rows, decode, encode
+from qam_ros.contract.transition import (
+    TRANSITION_VERSION,
+    Rows,
+    decode,
+    encode,
+    mask_unusable,
+)
 from qam_ros.runtime.store import Committed, TransitionStore
 
 
@@ -191,6 +197,9 @@ class Receipt:
 class Downlink:
     """Receiving end: commits rows and how far they reach in one transaction, then answers.
 
+    A row whose numbers cannot be trained on is committed masked and counted in ``unusable``:
+    refusing it would send it again for ever and hold up every row behind it.
+
     Args:
         store: the replay log; ``synchronous="FULL"`` where an answer must survive a power cut.
         robot: name of the robot whose batches are taken.
@@ -202,6 +211,7 @@ class Downlink:
         self.interface: RobotInterface = store.interface
         self.duplicates = 0
         self.gaps = 0
+        self.unusable = 0
 
     def receive(self, batch: TransitionBatch) -> Receipt:
         """Take a batch.
@@ -209,7 +219,8 @@ class Downlink:
         Raises:
             StreamError: the batch is of another robot or interface, damaged, or the replay log
                 cannot be written; nothing of it was taken.
-            TransitionError: its rows do not have the agreed layout or values.
+            TransitionError: a row has a key, flag or enumeration that no row can have; nothing of
+                it was taken.
         """
         self._check(batch)
         rows = decode(batch.data, self.interface, batch.count)
@@ -220,7 +231,9 @@ class Downlink:
             self.gaps += int(gap)
             self.duplicates += 0 if gap else batch.count
             return Receipt(self._ack(batch, known), rows[:0], gap)
+        rows, unusable = mask_unusable(rows, self.interface)
         fresh = self.store.append(rows, Committed(batch.robot, batch.spool, last))
+        self.unusable += unusable
         self.duplicates += batch.count - fresh.size
         return Receipt(self._ack(batch, last), fresh, gap=False)
 

@@ -138,7 +138,7 @@ class StreamReplay:
         ends = (
             stored | terminated | (rows["truncated"] != 0) | ~_goes_on(rows, successor)
         )
-        valid = (rows["masked"] == 0) & (stored | terminated | ~ends)
+        valid = (rows["masked"] == 0) & _finite(rows) & (stored | terminated | ~ends)
         following = np.where(
             stored[:, None], rows["next_observation"], rows["observation"]
         )
@@ -167,11 +167,28 @@ class StreamReplay:
 
 
 def _goes_on(rows: Rows, successor: Rows) -> Flags:
-    """Whether the next seq is the next control period of the same episode (as the contract has it)."""
+    """Whether the next seq is the next control period of the same episode (as the contract has it).
+
+    Its observation must be finite: a row that nothing usable follows has no next observation.
+    """
     following = np.concatenate([rows[1:], successor[:1]])
     same = np.zeros(rows.size, dtype=bool)
-    same[: following.size] = following["episode"] == rows["episode"][: following.size]
+    same[: following.size] = (
+        following["episode"] == rows["episode"][: following.size]
+    ) & np.isfinite(following["observation"]).all(axis=1)
     return same
+
+
+def _finite(rows: Rows) -> Flags:
+    """(N,) whether everything that training reads of a row is finite."""
+    following = np.isfinite(rows["next_observation"]).all(axis=1)
+    finite: Flags = (
+        np.isfinite(rows["observation"]).all(axis=1)
+        & np.isfinite(rows["executed"]).all(axis=1)
+        & np.isfinite(rows["reward"])
+        & (following | (rows["has_next"] == 0))
+    )
+    return finite
 
 
 def _session_runs(rows: Rows) -> Iterator[Rows]:

@@ -162,6 +162,7 @@ class LearnerNode(Node):
             "duplicates": core.downlink.duplicates,
             "batches_with_gap": core.downlink.gaps,
             "batches_refused": self._refused,
+            "rows_unusable": core.downlink.unusable,
             "masked": counters.masked,
             "row_gaps": counters.gaps,
         }

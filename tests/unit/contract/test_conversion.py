@@ -82,7 +82,7 @@ def test_masked_row_is_kept_and_not_valid() -> None:
     rows["observation"][1] = np.nan
     dataset = from_transitions(rows, BASE)
     assert len(dataset) == 4
-    assert dataset.valid.tolist() == [1, 0, 1, 1]
+    assert dataset.valid.tolist() == [0, 0, 1, 1], "row 0 has no next observation"
     np.testing.assert_array_equal(dataset.observations[1], [0, 0])
     validate_dataset(dataset, BASE, "test")
 

@@ -2,6 +2,7 @@
 """Rows of the stream become the consecutive rows that the chunk sampler needs."""
 
 import numpy as np
+import pytest
 import torch
 
 from qam_ros.contract.conversion import from_transitions
@@ -120,9 +121,37 @@ def test_masked_rows_are_kept_finite_and_never_trusted(interface, rows_of):
     stream = make_stream(interface)
     stream.extend(rows)
     view = stream.replay.online.view()
-    np.testing.assert_array_equal(view.valid.numpy(), [1, 1, 0, 1, 1])
+    np.testing.assert_array_equal(view.valid.numpy(), [1, 0, 0, 1, 1])
     assert torch.isfinite(view.observations).all()
     assert torch.isfinite(view.rewards).all()
+
+
+@pytest.mark.parametrize("field", ["observation", "executed", "reward"])
+@pytest.mark.parametrize("split", [False, True])
+def test_numbers_that_are_not_finite_are_never_trained_on(
+    interface, rows_of, field, split
+):
+    """Nor is the row before them, whose next observation they would be."""
+    rows = rows_of([8])
+    rows[field][4] = np.nan
+    stream = make_stream(interface)
+    for part in np.split(rows, 8) if split else [rows]:
+        stream.extend(part)
+    online = stream.replay.online.view()
+    invalid = [3, 4] if field == "observation" else [4]
+    assert np.flatnonzero(online.valid.numpy() == 0).tolist() == invalid
+    assert torch.isfinite(online.observations).all()
+
+
+def test_a_stored_next_observation_that_is_not_finite_is_never_trained_on(
+    interface, rows_of
+):
+    rows = rows_of([4, 4])
+    assert rows["has_next"][3]
+    rows["next_observation"][3, 0] = np.inf
+    stream = make_stream(interface)
+    stream.extend(rows)
+    assert stream.replay.online.view().valid[3] == 0
 
 
 def test_steps_without_a_row_are_counted(interface, rows_of):

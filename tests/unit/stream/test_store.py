@@ -149,6 +149,13 @@ def test_rows_of_another_layout_are_refused(store):
         store.append(np.zeros(3, "V9"))
 
 
+def test_seq_that_sqlite_cannot_hold_is_an_error_of_the_store(store, rows):
+    rows["seq"][3] = 2**63
+    with pytest.raises(StreamError, match="OverflowError"):
+        store.append(rows)
+    assert store.last_position == 0
+
+
 def test_file_that_cannot_be_written_is_named(store, rows):
     store.connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StreamError, match="readonly database"):

@@ -7,8 +7,9 @@ import zlib
 import numpy as np
 import pytest
 
-from qam_ros.contract.errors import StreamError
+from qam_ros.contract.errors import StreamError, TransitionError
 from qam_ros.contract.interface import load_interface
+from qam_ros.contract.transition import decode, encode, validate_transitions
 from qam_ros.runtime.store import TransitionStore
 from qam_ros.runtime.stream import Downlink, Uplink, UplinkConfig
 
@@ -241,6 +242,48 @@ def test_wrong_batch_is_refused_by_field_and_nothing_is_taken(
     with pytest.raises(StreamError, match=field):
         downlink.receive(dataclasses.replace(batch, **change(batch)))
     assert replay.last_position == 0
+    assert downlink.receive(batch).rows.size == 10
+
+
+def changed(batch, interface, change):
+    """The batch as a faulty sender would seal it."""
+    rows = decode(batch.data, interface, batch.count)
+    change(rows)
+    data = encode(rows)
+    return dataclasses.replace(batch, data=data, crc32=zlib.crc32(data))
+
+
+def test_rows_that_cannot_be_trained_on_are_committed_masked_and_counted(
+    uplink, downlink, replay, interface
+):
+    def spoil(rows):
+        rows["observation"][1, 0] = np.nan
+        rows["reward"][3] = np.inf
+        rows["executed"][5, 0] = 50.0
+        rows["executed"][7, 1] = np.nan
+
+    receipt = downlink.receive(changed(uplink.poll(0)[0], interface, spoil))
+    assert (receipt.ack.committed, downlink.unusable) == (10, 4)
+    stored = replay.read(0, 100)[1]
+    assert np.flatnonzero(stored["masked"]).tolist() == [1, 3, 5, 7]
+    assert stored.tobytes() == receipt.rows.tobytes()
+    assert np.isnan(stored["observation"][1, 0]), "the evidence is kept"
+    validate_transitions(stored, interface)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seq", 2**63), ("terminated", 2), ("source", 9)]
+)
+def test_row_that_no_sender_of_this_version_makes_is_refused_with_its_batch(
+    uplink, downlink, replay, interface, field, value
+):
+    def spoil(rows):
+        rows[field][4] = value
+
+    batch = uplink.poll(0)[0]
+    with pytest.raises(TransitionError, match=f"transition 4 .*'{field}'"):
+        downlink.receive(changed(batch, interface, spoil))
+    assert (replay.last_position, replay.committed(batch.spool)) == (0, 0)
     assert downlink.receive(batch).rows.size == 10
 
 
