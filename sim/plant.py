@@ -15,7 +15,9 @@ import numpy as np
 from qam_ros.contract.messages import EpisodeEvent, StepReward
 from qam_ros.contract.transition import EpisodeKind
 from sim.seeding import SeedStream, episode_seed
-from sim.worlds import Commands, Sensors, World
+from sim.worlds import Commands, Sensors, Values, World
+
+MIN_QUATERNION = 1e-6  # shorter than any driver's rounding of a unit quaternion
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Plant:
             stamp_ns: stamp of the observation the commands answer.
             next_stamp_ns: stamp of the next observation.
             commands: new targets; None (nothing came in time) goes on with the last ones. Commands
-                that are not finite are refused as a robot's driver would, and counted.
+                that are not finite, or whose orientation has no direction, are refused as a robot's
+                driver would, and counted.
         """
         if not self._running:
             raise AssertionError("start an episode before advancing it")
@@ -162,13 +165,13 @@ class Plant:
         return event
 
     def _apply(self, commands: Commands) -> None:
-        finite = {}
+        usable = {}
         for topic, fields in commands.items():
-            if all(np.all(np.isfinite(values)) for values in fields.values()):
-                finite[topic] = fields
+            if all(_usable(field, values) for field, values in fields.items()):
+                usable[topic] = fields
             else:
                 self.refused_commands += 1
-        self._world.apply(finite)
+        self._world.apply(usable)
 
     def _event(
         self,
@@ -203,3 +206,10 @@ class Plant:
             terminated=event.terminated,
             truncated=event.truncated,
         )
+
+
+def _usable(field: str, values: Values) -> bool:
+    """Finite, and not a quaternion of length zero, which nothing can normalise."""
+    if not np.all(np.isfinite(values)):
+        return False
+    return not field.endswith("orientation") or np.linalg.norm(values) >= MIN_QUATERNION
