@@ -33,11 +33,13 @@ class Credit:
     """What the learner said last.
 
     Attributes:
-        allowed_steps: environment steps the plant may have taken in all.
+        allowed_steps: environment steps that may have been taken in all of the learner's life.
+        rows: rows it has of them.
         age_s: wall time since it said so [s].
     """
 
     allowed_steps: int
+    rows: int
     age_s: float
 
 
@@ -136,6 +138,7 @@ class PlantLoop:
         self._anchor_ns = 0
         self._last_step_s = -math.inf
         self._last_stamp_ns = 0
+        self._steps_before: int | None = None
 
     def roll(self, ready: Callable[[], bool], timeout_s: float) -> bool:
         """Publish the world at rest, once a control period, until somebody answers.
@@ -274,7 +277,9 @@ class PlantLoop:
     def _wait_for_credit(self) -> None:
         """Stop before step n while fewer than n steps are allowed by a learner that is alive.
 
-        A silent learner does not stop the robot: steps then follow each other in real time.
+        A silent learner does not stop the robot: steps then follow each other in real time. Credit
+        counts from the learner's first step; a plant that joins a run that goes on counts the rows
+        that others brought before it.
         """
         config = self._config
         if not (config.credit and self._lockstep):
@@ -284,12 +289,15 @@ class PlantLoop:
         while step > config.initial_steps_free and not self._port.stopping:
             credit = self._port.credit()
             now_s = self._monotonic_s()
+            if credit is not None and self._steps_before is None:
+                # Rows of this plant's own steps may be among them already.
+                self._steps_before = max(0, credit.rows - self._plant.total_steps)
             if credit is None or credit.age_s > HEARTBEAT_TIMEOUT_S:
                 due_s = self._last_step_s + self._plant.period_ns * 1e-9
                 if now_s >= due_s:
                     break
                 self._port.sleep(min(due_s, now_s + CREDIT_POLL_S))
-            elif step <= credit.allowed_steps:
+            elif step + (self._steps_before or 0) <= credit.allowed_steps:
                 break
             else:
                 self._port.sleep(now_s + CREDIT_POLL_S)

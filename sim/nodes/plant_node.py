@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -140,7 +140,8 @@ class PlantNode(Node):
         self.malformed_commands = 0
         for codec in self._codecs.values():
             self._subscribe_command(codec)
-        self._credit: tuple[int, float] | None = None
+        self._credit: Credit | None = None
+        self._credit_heard_s = 0.0
         self.create_subscription(
             ros_type(LearnerStatus), "learner_status", self._on_learner, qos.STATUS
         )
@@ -205,8 +206,8 @@ class PlantNode(Node):
         """The learner's last word."""
         if self._credit is None:
             return None
-        allowed_steps, heard_s = self._credit
-        return Credit(allowed_steps, time.monotonic() - heard_s)
+        age_s = time.monotonic() - self._credit_heard_s
+        return replace(self._credit, age_s=age_s)
 
     def sleep(self, until_s: float) -> None:
         """Handle messages until this monotonic time."""
@@ -243,7 +244,8 @@ class PlantNode(Node):
 
     def _on_learner(self, message: Any) -> None:
         status = from_ros(message, LearnerStatus)
-        self._credit = (status.allowed_steps, time.monotonic())
+        self._credit = Credit(status.allowed_steps, status.rows, age_s=0.0)
+        self._credit_heard_s = time.monotonic()
 
 
 class RobotWatch:

@@ -180,9 +180,27 @@ def test_commands_that_are_not_finite_are_refused_and_counted(value):
     assert plant.refused_commands == 1
 
 
+@pytest.mark.parametrize(("norm", "refused"), [(0.0, 1), (1e-7, 1), (1e-5, 0)])
+def test_orientation_without_a_direction_is_refused_and_counted(norm, refused):
+    applied = []
+    world = Rail()
+    world.apply = applied.append
+    plant = Plant(world, seed=0)
+    plant.start(0)
+    pose = {
+        "pose.position": np.zeros(3),
+        "pose.orientation": np.array([0.0, 0.0, norm, 0.0]),
+    }
+    gripper = {"position": np.array([0.5])}
+    plant.advance(0, PERIOD_NS, {"target_pose": pose, "gripper_command": gripper})
+    assert plant.refused_commands == refused
+    assert ("target_pose" in applied[0]) == (refused == 0)
+    assert "gripper_command" in applied[0]
+
+
 def test_credit_holds_the_plant_before_the_first_step_that_is_not_allowed():
     port = Port()
-    port.credits = Credit(allowed_steps=4, age_s=0.0)
+    port.credits = Credit(allowed_steps=4, rows=0, age_s=0.0)
     port.stop_after = 130.0
     plant, timing = play(port, credit=True)
     assert plant.total_steps == 4
@@ -196,11 +214,11 @@ def test_credit_holds_the_plant_before_the_first_step_that_is_not_allowed():
 
 def test_more_credit_lets_the_plant_go_on():
     port = Port()
-    port.credits = Credit(allowed_steps=3, age_s=0.0)
+    port.credits = Credit(allowed_steps=3, rows=0, age_s=0.0)
 
     def grant():
         if port.now_s > 101.0:
-            port.credits = Credit(allowed_steps=100, age_s=0.0)
+            port.credits = Credit(allowed_steps=100, rows=0, age_s=0.0)
 
     port.on_sleep = grant
     plant, _ = play(port, credit=True, episodes=2)
@@ -210,8 +228,29 @@ def test_more_credit_lets_the_plant_go_on():
     assert times[3] > 101.0
 
 
+def test_a_plant_that_joins_a_resumed_run_counts_the_steps_before_it():
+    port = Port()
+    port.credits = Credit(allowed_steps=1550, rows=1500, age_s=0.0)
+    port.stop_after = 130.0
+    plant, _ = play(port, credit=True)
+    assert plant.total_steps == 50
+
+
+def test_a_learner_that_is_heard_late_has_rows_of_the_plant_itself():
+    port = Port()
+    port.stop_after = 130.0
+
+    def heard():
+        if port.now_s > 100.2 and port.credits is None:
+            port.credits = Credit(allowed_steps=20, rows=3, age_s=0.0)
+
+    port.on_sleep = heard
+    plant, _ = play(port, credit=True)
+    assert plant.total_steps == 20
+
+
 @pytest.mark.parametrize(
-    "credit", [None, Credit(allowed_steps=0, age_s=HEARTBEAT_TIMEOUT_S + 0.1)]
+    "credit", [None, Credit(allowed_steps=0, rows=0, age_s=HEARTBEAT_TIMEOUT_S + 0.1)]
 )
 def test_a_silent_learner_lets_the_plant_go_on_in_real_time(credit):
     port = Port()
@@ -224,7 +263,7 @@ def test_a_silent_learner_lets_the_plant_go_on_in_real_time(credit):
 
 def test_free_steps_need_no_credit():
     port = Port()
-    port.credits = Credit(allowed_steps=0, age_s=0.0)
+    port.credits = Credit(allowed_steps=0, rows=0, age_s=0.0)
     port.stop_after = 110.0
     plant, _ = play(port, credit=True, initial_steps_free=5)
     assert plant.total_steps == 5
