@@ -17,6 +17,7 @@ from qam_ros.contract.transition import Rows
 from qam_ros.runtime.guard_log import executed_keys, read_guard_log
 from qam_ros.runtime.store import TransitionStore
 from qam_ros.runtime.timing import periods, read_timing
+from qam_train.checkpoint import latest_checkpoint, read_checkpoint
 from qam_train.learner import REPLAY_LOG
 from qam_train.report.record import Episodes, RealTime, StreamCheck, Swap
 from qam_train.versions import VersionRecord
@@ -35,28 +36,39 @@ def read_rows(path: Path, interface: RobotInterface) -> Rows:
 
 
 def check_stream(run_dir: Path, interface: RobotInterface) -> StreamCheck:
-    """Compare the keys the guard executed with the keys in replay, as sets."""
+    """Compare the keys the guard executed with the keys in replay, and those with the trainer's count.
+
+    The log holds a key once by its own making; whether the trainer took a row in twice shows in the
+    count that its newest checkpoint keeps.
+    """
     executed = executed_keys(read_guard_log(run_dir / GUARD_LOG))
     rows = read_rows(run_dir / REPLAY_LOG, interface)
-    keys = [
+    replay = {
         (session.tobytes(), int(seq))
         for session, seq in zip(rows["session"], rows["seq"], strict=True)
-    ]
-    replay = set(keys)
+    }
+    taken_in = _rows_taken_in(run_dir)
     with TransitionStore(run_dir / SPOOL, interface) as spool:
         spooled = spool.last_position
     return StreamCheck(
         executed=len(executed),
-        in_replay=len(keys),
+        in_replay=len(replay),
         lost=len(executed - replay),
-        duplicated=len(keys) - len(replay) + len(replay - executed),
+        duplicated=max(0, taken_in - len(replay)) + len(replay - executed),
         masked=int((rows["masked"] != 0).sum()),
         per_version=dict(Counter(rows["policy_version"].tolist())),
         counters={
             "rows_in_the_spool": spooled,
+            "rows_taken_in": taken_in,
             "guard_sessions": len({key[0] for key in executed}),
         },
     )
+
+
+def _rows_taken_in(run_dir: Path) -> int:
+    """Rows that the trainer had taken in at its newest checkpoint; 0 without one."""
+    newest = latest_checkpoint(run_dir / "checkpoints")
+    return 0 if newest is None else int(read_checkpoint(newest).metadata["rows"])
 
 
 def read_episodes(folder: Path, rows: Rows) -> Episodes:

@@ -115,7 +115,7 @@ class StreamCheck:
         executed: keys that the guard logged inside an episode.
         in_replay: keys in the learner's replay log.
         lost: executed keys that are not in replay.
-        duplicated: rows in replay beyond one per key, and keys never executed.
+        duplicated: rows the trainer took in beyond those of the log, and keys never executed.
         masked: rows where the guard held or stopped; in replay, never trained on.
         per_version: rows by the policy version that proposed them.
         counters: what stream and learner counted themselves (batches, resends, ...).

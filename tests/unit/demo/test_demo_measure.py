@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from qam_ros.contract.interface import load_interface
 from qam_ros.contract.messages import EpisodeEvent, GuardReport
@@ -12,6 +13,7 @@ from qam_ros.contract.transition import EpisodeKind, GuardMode, Rows, transition
 from qam_ros.runtime.guard_log import GuardLog
 from qam_ros.runtime.store import TransitionStore
 from qam_ros.runtime.timing import write_timing
+from qam_train.checkpoint import checkpoint_path, write_checkpoint
 from qam_train.learner import REPLAY_LOG
 from qam_train.learner_config import LearnerConfig
 from qam_train.loops import demo_measure as measure
@@ -94,6 +96,20 @@ def test_a_row_that_was_never_executed_counts_as_doubled(tmp_path: Path) -> None
     write_guard_log(tmp_path, {FIRST: 6}, end=10)
     write_replay(tmp_path, make_rows(FIRST, 7))
     assert measure.check_stream(tmp_path, BASE).duplicated == 1
+
+
+@pytest.mark.parametrize(("taken_in", "duplicated"), [(4, 0), (6, 0), (8, 2)])
+def test_rows_that_the_trainer_took_in_twice_count_as_doubled(
+    tmp_path: Path, taken_in: int, duplicated: int
+) -> None:
+    """Fewer than in the log are none lost: the learner ended with some still to take in."""
+    write_guard_log(tmp_path, {FIRST: 6}, end=10)
+    write_replay(tmp_path, make_rows(FIRST, 6))
+    path = checkpoint_path(tmp_path / "checkpoints", 5)
+    write_checkpoint(path, {"weight": torch.zeros(1)}, {"rows": taken_in})
+    found = measure.check_stream(tmp_path, BASE)
+    assert (found.lost, found.duplicated) == (0, duplicated)
+    assert found.counters["rows_taken_in"] == taken_in
 
 
 def test_ticks_at_or_after_the_end_of_their_episode_are_no_rows(tmp_path: Path) -> None:
