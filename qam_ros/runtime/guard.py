@@ -12,6 +12,7 @@ limits); in a stop a velocity goes to zero. ``step`` is a pure function of time,
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -44,6 +45,9 @@ from qam_ros.runtime.guard_types import (
     GuardState,
 )
 
+SHORTEST_NS: Final = 1000
+"""Ticks nearer to each other than this count as so far apart [ns]; nothing moves in that time."""
+
 
 def step(
     config: GuardConfig,
@@ -63,6 +67,7 @@ def step(
         New state, and what to send and report.
     """
     state = _follow_events(config, state, inputs)
+    elapsed_ns = config.period_ns
     if state.last_tick_ns is not None:
         elapsed_ns = inputs.tick_ns - state.last_tick_ns
         if 2 * elapsed_ns < config.period_ns and state.mode != GuardMode.IDLE:
@@ -72,7 +77,9 @@ def step(
     checked = check_inputs(config, state, inputs)
     state = _choose_mode(config, state, checked, inputs.tick_ns)
     state = _anchor(config, state, checked)
-    command, rate, limit_bits = _bounded_command(config, state, checked, inputs.tick_ns)
+    command, rate, limit_bits = _bounded_command(
+        config, state, checked, inputs.tick_ns, elapsed_ns
+    )
     executed = executed_action(config, state, checked, command, limit_bits)
     report = make_report(
         config, state, inputs, checked, executed, checked.bits | limit_bits, session
@@ -183,27 +190,44 @@ def _anchor(config: GuardConfig, state: GuardState, checked: Checked) -> GuardSt
 
 
 def _bounded_command(
-    config: GuardConfig, state: GuardState, checked: Checked, tick_ns: int
+    config: GuardConfig,
+    state: GuardState,
+    checked: Checked,
+    tick_ns: int,
+    elapsed_ns: int,
 ) -> tuple[FloatArray, FloatArray, int]:
     """Command, its rate and the LimitBit flags that bound."""
     limits, last, rate = config.limits, state.command, state.rate
+    passed_s = np.full(len(last), _passed_s(config, elapsed_ns))
     if state.mode not in MOTION:
         stops = config.velocity & (state.mode != GuardMode.HOLD or state.restart)
         target = np.where(stops, 0.0, last)
-        return *limit_command(limits, last, rate, target, 1.0)[:2], 0
+        return *limit_command(limits, last, rate, target, 1.0, passed_s)[:2], 0
     if state.restart:
-        # A position starts at the measured pose, a velocity where it was.
+        # A position starts at the measured pose, where it rested; a velocity where it was.
         last = np.where(config.velocity, last, checked.measured)
         rate = np.where(config.velocity, rate, 0.0)
+        passed_s = np.where(config.velocity, passed_s, limits.period_s)
     wanted = wanted_command(config, checked)
     target = bound_position(limits, wanted)
     ramp = 1.0
     if state.mode == GuardMode.RAMP:
         ramp = (tick_ns - state.ramp_start_ns + config.period_ns) / config.ramp_ns
-    command, rate, bits = limit_command(limits, last, rate, target, min(1.0, ramp))
+    ramp = min(1.0, ramp)
+    command, rate, bits = limit_command(limits, last, rate, target, ramp, passed_s)
     if (target != wanted).any():
         bits |= int(LimitBit.POSITION)
     return command, rate, bits
+
+
+def _passed_s(config: GuardConfig, elapsed_ns: int) -> float:
+    """Time that the limits may count since the last tick [s]: a late tick counts as one in time.
+
+    Between episodes, and with their START, a tick may come right after another.
+    """
+    if elapsed_ns >= config.period_ns:
+        return config.limits.period_s
+    return max(elapsed_ns, SHORTEST_NS) * 1e-9
 
 
 def _remember(

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of a command sequence: position, rate, acceleration, and room to brake.
 
-With control period T, command c_k and its rate v_k = (c_k - c_{k-1}) / T, every step keeps
-    |v_k| <= v_max,   |v_k - v_{k-1}| <= a T =: u,   low <= c_k <= high.
+A tick comes d_k after the one before, between h = T / 2 and T (control period; more counts as T).
+With command c_k and its rate v_k = (c_k - c_{k-1}) / d_k, every step keeps
+    |v_k| <= v_max,   |v_k - v_{k-1}| <= a d_k,   low <= c_k <= high.
 The three never contradict each other because v_k is also kept below the rate from which the sequence
-can still stop in front of the limit: braking from v in steps of u travels
-    S(v) = T ((n + 1) v - u n (n + 1) / 2),   n = floor(v / u),
-and v_k <= S^-1(high - c_{k-1}) leaves v_{k+1} = v_k - u feasible for ever.
+can still stop in front of the limit, however soon the next ticks come: braking from v in ticks of h,
+each taking u = a h off the rate, travels
+    R(v) = h (n v - u n (n + 1) / 2),   n = floor(v / u),
+longer ticks travel less, and v_k d_k + R(v_k) <= high - c_{k-1} leaves v_k - a d_{k+1} feasible for
+ever.
 """
 
 from __future__ import annotations
@@ -94,26 +97,34 @@ def bound_position(limits: CommandLimits, target: FloatArray) -> FloatArray:
     return np.where(limits.periodic, wrapped, clipped)  # (A,)
 
 
-def braking_rate(distance: FloatArray, step: FloatArray, period_s: float) -> FloatArray:
-    """Largest rate v with S(v) <= distance: the sequence can still stop within the distance.
+def braking_rate(
+    distance: FloatArray,
+    acceleration: FloatArray,
+    elapsed_s: FloatArray,
+    shortest_s: FloatArray,
+) -> FloatArray:
+    """Largest rate v with v d + R(v) <= distance: the sequence can still stop within the distance.
 
     Args:
         distance: (A,) room in front of the limit; below 0 counts as 0.
-        step: (A,) u, change of the rate in one tick; may be infinite.
-        period_s: T [s].
+        acceleration: (A,) a, largest change of the rate per second; may be infinite.
+        elapsed_s: (A,) d, time since the last command [s].
+        shortest_s: (A,) h, shortest time to the next commands [s], at most d.
 
     Returns:
         (A,) largest rate [unit/s]; infinite where the distance is.
     """
     room = np.maximum(distance, 0.0)
-    bounded = np.isfinite(step) & np.isfinite(room)
-    u = np.where(bounded, step, 1.0)
-    # n is the largest integer with S(n u) = T u n (n + 1) / 2 <= room.
+    bounded = np.isfinite(acceleration) & np.isfinite(room)
+    d, h = elapsed_s, shortest_s
+    u = np.where(bounded, acceleration, 1.0) * h
+    # n is the largest integer with n u d + R(n u) = n u d + h u n (n - 1) / 2 <= room.
+    lead = d - h / 2.0
     n = np.floor(
-        (np.sqrt(1.0 + 8.0 * np.where(bounded, room, 0.0) / (period_s * u)) - 1.0) / 2.0
+        (np.sqrt(lead**2 + 2.0 * h * np.where(bounded, room, 0.0) / u) - lead) / h
     )
-    with_steps = (room / period_s + u * n * (n + 1.0) / 2.0) / (n + 1.0)
-    return np.where(bounded, with_steps, room / period_s)  # (A,)
+    with_steps = (room + h * u * n * (n + 1.0) / 2.0) / (d + n * h)
+    return np.where(bounded, with_steps, room / d)  # (A,)
 
 
 def limit_command(
@@ -122,6 +133,7 @@ def limit_command(
     rate: FloatArray,
     target: FloatArray,
     ramp: float,
+    elapsed_s: FloatArray,
 ) -> tuple[FloatArray, FloatArray, int]:
     """Move from the last command towards the target as far as the limits allow.
 
@@ -133,23 +145,25 @@ def limit_command(
         rate: (A,) its rate [unit/s].
         target: (A,) wanted command, finite; inside [low, high] where it is to be reached.
         ramp: in (0, 1], scales rate and acceleration after a start.
+        elapsed_s: (A,) time since the last command, in (0, T] [s].
 
     Returns:
         New command (A,), bitwise the target where nothing bound; its rate (A,); LimitBit flags.
     """
-    period_s = limits.period_s
-    wanted = wrap_angle(target - last, limits.periodic) / period_s
+    wanted = wrap_angle(target - last, limits.periodic) / elapsed_s
     top = limits.max_rate * ramp
     in_rate = np.minimum(np.maximum(wanted, -top), top)
-    step = limits.max_acceleration * (period_s * ramp)
+    acceleration = limits.max_acceleration * ramp
+    step = acceleration * elapsed_s
     new = np.minimum(np.maximum(in_rate, rate - step), rate + step)
-    up = braking_rate(limits.high - last, step, period_s)
-    down = braking_rate(last - limits.low, step, period_s)
+    shortest_s = np.minimum(elapsed_s, limits.period_s / 2.0)
+    up = braking_rate(limits.high - last, acceleration, elapsed_s, shortest_s)
+    down = braking_rate(last - limits.low, acceleration, elapsed_s, shortest_s)
     braked = np.minimum(np.maximum(new, -down), up)
     # From outside the box the way in may be longer than the braking room behind, which is none.
     new = np.where(limits.periodic, new, braked)
     free = new == wanted
-    command = wrap_angle(np.where(free, target, last + new * period_s), limits.wrap)
+    command = wrap_angle(np.where(free, target, last + new * elapsed_s), limits.wrap)
     inside = (last >= limits.low) & (last <= limits.high) & ~limits.periodic
     clipped = np.minimum(np.maximum(command, limits.low), limits.high)
     command = np.where(inside, clipped, command)  # rounding only

@@ -111,6 +111,28 @@ def test_first_command_and_every_resume_start_at_the_measured_pose(tight):
     first_step(tight.tick([1, 1, 1, 1, 1]), [-0.2, 0.5])
 
 
+@pytest.mark.parametrize("part", [0.5, 0.55, 0.8, 1.0, 1.4])
+def test_proposals_that_come_faster_than_the_period_do_not_move_faster(
+    helpers, interface, part
+):
+    rig = helpers.guard_rig(interface)
+    rig.core.lockstep = False
+    rig.start()
+    step_ns, commands = int(part * rig.period_ns), []
+    for k in range(40):
+        rig.core.on_measured(k * step_ns, helpers.pose(x=rig.x))
+        proposal = helpers.proposal(k, k * step_ns, [1, 0, 0, 1, 0])
+        output = rig.core.tick(k * step_ns, proposal, k * step_ns)
+        rig.x = output.commands["target"]["pose.position"][0]
+        commands.append((rig.x, output.commands["cmd_vel"]["twist.linear"][0]))
+    elapsed_s = min(step_ns, rig.period_ns) * 1e-9
+    rates = np.diff(commands, axis=0) / elapsed_s
+    assert (np.abs(rates) <= [0.5 + 1e-9, 4.0 + 1e-9]).all()
+    assert rates[:, 0].max() > 0.49  # and no slower than they may
+    change = np.abs(np.diff(rates, axis=0)) / elapsed_s
+    assert (change <= [4.0 + 1e-6, 100.0 + 1e-6]).all()
+
+
 def test_limits_open_over_the_ramp(helpers, interface):
     rig = helpers.guard_rig(interface, ramp_s=0.5).start()
     modes = [rig.tick().report.mode for _ in range(12)]

@@ -35,6 +35,7 @@ class Checker:
     def __init__(self):
         self.last = {}
         self.rate = {}
+        self.started = ()
 
     def rest(self):
         """Time passed without commands: the robot stands where it was told to."""
@@ -42,10 +43,12 @@ class Checker:
 
     def start(self, measured):
         """Positions start here, from rest."""
-        for axis in (0, 1):
+        self.started = (0, 1)
+        for axis in self.started:
             self.last[axis], self.rate[axis] = measured[axis], 0.0
 
-    def check(self, commands):
+    def check(self, commands, elapsed_s=T):
+        passed_s = min(T, elapsed_s)  # a late tick counts as one in time
         for axis, (topic, field, item, low, high, rate, acceleration) in enumerate(
             AXES
         ):
@@ -56,14 +59,16 @@ class Checker:
             last = self.last.get(axis, 0.0)
             outside = [abs(c - min(max(c, low), high)) for c in (value, last)]
             assert outside[0] <= outside[1] + TOLERANCE, "leaves the box"
-            new = (value - last) / T
-            assert abs(new) <= rate + TOLERANCE / T, "rate"
-            change = new - self.rate.get(axis, 0.0)
-            assert abs(change) <= acceleration * T + TOLERANCE / T, "acceleration"
+            seconds = T if axis in self.started else passed_s
+            new, rounding = (value - last) / seconds, TOLERANCE / seconds
+            assert abs(new) <= rate + rounding, "rate"
+            change = abs(new - self.rate.get(axis, 0.0))
+            assert change <= acceleration * seconds + rounding, "acceleration"
             self.last[axis], self.rate[axis] = value, new
         if "target" in commands:
             quaternion = commands["target"]["pose.orientation"]
             assert abs(np.linalg.norm(quaternion) - 1.0) < 1e-9
+        self.started = ()
 
 
 class World:
@@ -77,7 +82,7 @@ class World:
         self.period_ns = helpers.period_ns
         self.clock_ns, self.tick_ns, self.number, self.episode = 10**12, 0, 0, 0
         self.measured = np.array([0.0, 0.3])
-        self.moved = 0
+        self.moved = self.early = self.due_ns = 0
 
     def values(self, count, kind):
         values = self.generator.uniform(-1.5, 1.5, count)
@@ -99,12 +104,14 @@ class World:
         core, period_ns = self.core, self.period_ns
         step_ns = {
             "late": int(period_ns * 1.4),
+            "missing": 3 * period_ns // 2,  # as long as a proposal is waited for
+            "early": self.generator.integers(period_ns // 2, period_ns),
             "doubled": period_ns // 5,
             "gap": 2 * period_ns,
             "long gap": 9 * period_ns,
         }.get(code, period_ns)
-        self.clock_ns += step_ns
-        self.tick_ns += step_ns
+        self.clock_ns += int(step_ns)
+        self.tick_ns += int(step_ns)
         if code == "clock jump":
             self.clock_ns += int(self.generator.choice([-3600, 3600])) * 10**9
         if code == "push":
@@ -124,9 +131,15 @@ class World:
             self.follow()
             pose = self.measured if code != "bad pose" else [math.nan, math.inf]
             core.on_measured(self.clock_ns, self.helpers.pose(*pose))
-        before = core.state
+        before, last_due_ns = core.state, self.due_ns
+        # A tick without proposal was due before the wait.
+        self.due_ns = self.tick_ns - (period_ns // 2 if code == "missing" else 0)
         output = core.tick(self.clock_ns, self.propose(code), self.tick_ns)
-        self.note(before, output)
+        if output.reason.startswith("second tick"):
+            assert output.commands == {}
+            self.due_ns = last_due_ns
+        else:
+            self.note(before, output, self.due_ns - last_due_ns)
 
     def propose(self, code):
         if code == "missing":
@@ -144,29 +157,27 @@ class World:
             ages_s=ages,
         )
 
-    def note(self, before, output):
+    def note(self, before, output, elapsed_ns):
         """Tell the checker what the guard is allowed to do, then let it look."""
         state = self.core.state
-        if output.reason.startswith("second tick"):
-            assert output.commands == {}
-            return
-        if self.tick_ns - (before.last_tick_ns or 0) > 1.5 * self.period_ns:
+        if elapsed_ns > 1.5 * self.period_ns:
             self.checker.rest()
         moving = GuardMode(output.report.mode) in (GuardMode.RAMP, GuardMode.ACTIVE)
         new_episode = state.episode != before.episode
         self.moved += moving
+        self.early += moving and elapsed_ns < self.period_ns
         began = "target" in output.commands and (not before.anchored or new_episode)
-        resumed = moving and self.resumes(before)
+        resumed = moving and self.resumes(before, elapsed_ns)
         if began or resumed:
             self.checker.start(self.measured)
-        self.checker.check(output.commands)
+        self.checker.check(output.commands, elapsed_ns * 1e-9)
         executed = output.report.executed
         assert np.isfinite(executed).all()
         assert (np.abs(executed) <= 1.0).all()
         assert state.seq == before.seq + output.report.is_row
 
-    def resumes(self, before):
-        gap = 3 * self.period_ns < self.tick_ns - (before.last_tick_ns or 0)
+    def resumes(self, before, elapsed_ns):
+        gap = elapsed_ns > 3 * self.period_ns
         state = self.core.state
         left_stop = before.latch is not None and state.latch is None
         return before.restart or gap or left_stop or state.episode != before.episode
@@ -174,6 +185,7 @@ class World:
 
 CODES = [
     *("good",) * 80,
+    *("early",) * 40,
     *("nan", "inf", "huge", "short", "long", "empty", "future", "stale", "missing"),
     *("late", "doubled", "gap", "long gap", "clock jump", "push", "blind", "bad pose"),
     *("start",) * 6,
@@ -201,6 +213,7 @@ def test_five_thousand_random_ticks_stay_inside_the_envelope(helpers, interface)
         world.play(str(code))
     # the fuzz is worth something only if the robot moved through much of it
     assert world.moved > 1_500
+    assert world.early > 400
     assert world.core.state.seq > 2_000
 
 
