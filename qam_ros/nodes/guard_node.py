@@ -206,6 +206,8 @@ class GuardNode(LifecycleNode):
             "log records dropped": 0 if self._log is None else self._log.dropped,
             **control.timing.summary(),
         }
+        if self._log is not None and self._log.problem:
+            return False, self._log.problem, values
         stopped = state.latch is not None or state.mode == GuardMode.HOLD
         return not stopped, control.reason if control.running else "inactive", values
 

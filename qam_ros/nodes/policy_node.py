@@ -31,7 +31,7 @@ from qam_ros.nodes.policy_control import PolicyControl
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
 from qam_ros.nodes.sensors import observed_codecs
-from qam_ros.runtime.policy import PolicyCore
+from qam_ros.runtime.policy import Candidate, PolicyCore
 from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_ros.runtime.update_parts import Offer
 from qam_ros.runtime.updates import PolicyUpdates
@@ -98,6 +98,7 @@ class PolicyNode(LifecycleNode):
         self._offers: queue.Queue[Offer | None] = queue.Queue(maxsize=4)
         self._worker: threading.Thread | None = None
         self._control: PolicyControl | None = None
+        self._problem = ""
         if self._settings.autostart and not autostart(self):
             self.exit_code = 1
 
@@ -211,15 +212,20 @@ class PolicyNode(LifecycleNode):
     def _judge(self) -> None:
         """Worker thread: whatever takes longer than a tick allows."""
         while (offer := self._offers.get()) is not None:
-            result = self._updates.judge(offer)
-            control = self._control
-            if isinstance(result, PolicyStatus):
-                self.get_logger().warning(
-                    f"update refused, {self._updates.last_refusal}"
-                )
-                self._publish_status(result)
-            elif control is not None:
-                control.offer(result)
+            try:
+                self._settle(self._updates.judge(offer))
+            except Exception as problem:  # the next update needs this thread
+                version = offer.header.version
+                self._problem = f"update {version} is stuck: {problem!r}"
+                self.get_logger().error(self._problem)
+
+    def _settle(self, result: Candidate | PolicyStatus) -> None:
+        control = self._control
+        if isinstance(result, PolicyStatus):
+            self.get_logger().warning(f"update refused, {self._updates.last_refusal}")
+            self._publish_status(result)
+        elif control is not None:
+            control.offer(result)
 
     def _on_rollback(
         self, _: Trigger.Request, response: Trigger.Response
@@ -251,6 +257,8 @@ class PolicyNode(LifecycleNode):
             + sum(core.assembler.rejected.values()),
             **control.timing.summary(),
         }
+        if self._problem:
+            return False, self._problem, values
         if core.bad_chunks:
             return False, "the policy gives chunks that are not finite", values
         return True, "proposing" if control.running else "inactive", values

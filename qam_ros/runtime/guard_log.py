@@ -2,13 +2,15 @@
 """The guard's own log of what it executed: the reference that replay is compared with.
 
 A JSON header line, then packed records of ``LOG_DTYPE``: one for each row (kind ROW) and each episode
-event (kinds START, END, ABORT). Written by a thread; a tick only appends to a bounded queue.
+event (kinds START, END, ABORT). Written by a thread; a tick only appends to a bounded queue. Where it
+cannot be written the log ends with a ``problem``; the guard goes on without it.
 """
 
 from __future__ import annotations
 
 import json
 import queue
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +66,7 @@ class GuardLog:
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.dropped = 0
+        self.problem = ""
         self._queue: queue.Queue[tuple[Any, ...]] = queue.Queue(capacity)
         self._file = path.open("ab")
         if self._file.tell() == 0:
@@ -106,18 +109,32 @@ class GuardLog:
         """Write what waits and close the file."""
         self._stop.set()
         self._thread.join()
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as problem:  # what was never written is tried once more
+            self._end(problem)
 
     def _put(self, record: tuple[Any, ...]) -> None:
+        if self.problem:
+            self.dropped += 1
+            return
         try:
             self._queue.put_nowait(record)
         except queue.Full:
             self.dropped += 1
 
     def _run(self) -> None:
-        while not self._stop.wait(self._period_s):
+        try:
+            while not self._stop.wait(self._period_s):
+                self._write_waiting()
             self._write_waiting()
-        self._write_waiting()
+        except Exception as problem:
+            # Whatever it is: no robot is left without control for want of a log, nor silently.
+            self._end(problem)
+
+    def _end(self, problem: Exception) -> None:
+        self.problem = f"the guard log ended: {type(problem).__name__}: {problem}"
+        sys.stderr.write(f"{self.problem}\n")
 
     def _write_waiting(self) -> None:
         records = [self._queue.get_nowait() for _ in range(self._queue.qsize())]

@@ -102,6 +102,15 @@ class PolicyUpdates:
         Returns:
             A candidate for ``PolicyCore.offer``, or the status of a refusal to publish.
         """
+        try:
+            return self._judge(offer)
+        except Exception as problem:
+            # Whatever it is: the thread that judges must be there for the next update.
+            reason = f"could not be judged: {type(problem).__name__}: {problem}"
+            with self._lock:
+                return self._refuse(offer.header.version, reason)
+
+    def _judge(self, offer: Offer) -> Candidate | PolicyStatus:
         version = offer.header.version
         with self._lock:
             reference = self._kept[-1]

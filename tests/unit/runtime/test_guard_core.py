@@ -171,6 +171,30 @@ def test_a_full_queue_drops_and_counts(helpers, tmp_path):
     assert len(read_guard_log(tmp_path / "guard.log")) == 2
 
 
+def test_a_log_that_cannot_be_written_says_so_and_control_goes_on(
+    core, helpers, tmp_path, capsys
+):
+    log = GuardLog(tmp_path / "guard.log", period_s=0.01)
+    assert log.problem == ""
+    log._queue.put_nowait(("not", "a", "record"))
+    log._thread.join(timeout=5.0)
+    assert "the guard log ended" in log.problem
+    assert log.problem in capsys.readouterr().err
+    play(core, helpers, log)
+    assert log.dropped == 6
+    log.close()
+
+
+def test_a_disk_that_fills_up_is_a_problem_of_the_log(helpers, tmp_path):
+    log = GuardLog(tmp_path / "guard.log", period_s=0.01)
+    log._file.close()
+    log._file = open("/dev/full", "ab")  # noqa: SIM115 - the log closes it
+    log.event(helpers.event(), bytes(16))
+    log._thread.join(timeout=5.0)
+    log.close()
+    assert "No space left" in log.problem
+
+
 def test_a_file_that_is_no_guard_log_is_refused(tmp_path):
     path = tmp_path / "guard.log"
     path.write_bytes(b'{"format": "something else"}\nxyz')

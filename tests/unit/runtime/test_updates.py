@@ -136,6 +136,21 @@ def test_an_update_offered_again_before_its_swap_is_not_refused(updates, artifac
     assert updates.receive(parts[0]) is status
 
 
+def test_an_error_while_judging_refuses_the_update_with_its_reason(
+    updates, artifact, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(updates._sampler, "sample_all", fail)
+    status = offer(updates, make_parts(artifact))
+    assert not status.accepted
+    assert "could not be judged: RuntimeError: out of memory" in status.reason
+    assert updates.refused == 1
+    monkeypatch.undo()
+    assert isinstance(offer(updates, make_parts(artifact, version=3)), Candidate)
+
+
 def test_versions_only_grow(updates, artifact):
     accept(updates, artifact, 5, 1)
     assert "not newer" in offer(updates, make_parts(artifact, 4, 5)).reason
