@@ -36,6 +36,8 @@ OF_POLICY: Final = NON_FINITE | MISSING | STALE_OBSERVATION | MALFORMED
 """Faults of proposal or observation: these do not stop a person who drives."""
 MOVING: Final = 0.02
 """Normalised action from which a watched sensor must change."""
+CLOCK_ERROR_NS: Final = 10_000_000
+"""Clocks of synchronised machines differ by less [ns]; what is further in the future is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def read_measured(config: GuardConfig, inputs: GuardInputs) -> tuple[FloatArray,
     measured = np.zeros(len(config.scale))
     bits = 0
     for item in config.inputs:
-        values, fault = _measure(item, inputs)
+        values, fault = _measure(item, inputs, config.period_ns)
         bits |= fault
         if values is not None:
             measured[item.where] = values
@@ -106,9 +108,13 @@ def read_measured(config: GuardConfig, inputs: GuardInputs) -> tuple[FloatArray,
     return measured, bits
 
 
-def _measure(item: MeasuredInput, inputs: GuardInputs) -> tuple[FloatArray | None, int]:
+def _measure(
+    item: MeasuredInput, inputs: GuardInputs, period_ns: int
+) -> tuple[FloatArray | None, int]:
     stamp_ns, fields = inputs.measured.get(item.topic, (0, {}))
-    if item.field not in fields or abs(inputs.now_ns - stamp_ns) > item.max_age_ns:
+    age_ns = inputs.now_ns - stamp_ns
+    # In lockstep the sensors of the next step may overtake its clock.
+    if item.field not in fields or not -period_ns <= age_ns <= item.max_age_ns:
         return None, STALE_PROPRIOCEPTION
     raw = np.asarray(fields[item.field], dtype=np.float64)
     if raw.shape != (item.raw_size,):
@@ -135,7 +141,8 @@ def check_proposal(
         or proposal.ages_s.shape != (len(interface.observation),)
         or proposal.action.shape not in ((interface.action_size,), (0,))
         or (proposal.policy_session == session and proposal.tick <= last_tick)
-        or proposal.stamp_ns > inputs.now_ns + config.period_ns
+        or proposal.stamp_ns > inputs.now_ns + CLOCK_ERROR_NS
+        or (proposal.ages_s < -1e-9 * CLOCK_ERROR_NS).any()
     ):
         return MALFORMED, False
     if not (
@@ -148,7 +155,7 @@ def check_proposal(
     else:
         bits |= _action_bits(proposal.action)
     late_s = max(0, inputs.now_ns - proposal.stamp_ns) * 1e-9
-    if (proposal.ages_s + late_s > config.max_ages_s).any():
+    if (np.maximum(proposal.ages_s, 0.0) + late_s > config.max_ages_s).any():
         bits |= STALE_OBSERVATION
     return bits, proposal.episode == state.episode
 

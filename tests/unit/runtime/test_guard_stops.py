@@ -81,6 +81,7 @@ def test_nothing_is_counted_as_missing_before_the_first_motion(rig):
         (LimitBit.MALFORMED, {"observation": np.zeros(5, np.float32)}),
         (LimitBit.MALFORMED, {"ages_s": np.zeros(2, np.float32)}),
         (LimitBit.MALFORMED, {"tick": 0}),
+        (LimitBit.MALFORMED, {"ages_s": np.array([0, 0, -0.011], np.float32)}),
         (LimitBit.STALE_OBSERVATION, {"ages_s": np.array([0, 0, 0.21], np.float32)}),
         (LimitBit.MISSING, {"action": []}),
         (LimitBit.MISSING, {"episode": 7}),
@@ -103,11 +104,47 @@ def test_huge_actions_are_cut_to_the_box(rig):
     np.testing.assert_array_equal(report.executed[:3], [1, -1, 1])
 
 
-def test_a_stamp_from_the_future_is_refused(rig):
+def test_an_age_a_little_below_zero_is_the_clocks_own_error(rig):
+    rig.ticks(2)
+    ages = np.array([0, 0, -0.009], np.float32)
+    assert rig.tick(ages_s=ages).report.mode == GuardMode.ACTIVE
+
+
+def test_a_negative_age_does_not_make_a_late_observation_young(rig):
+    rig.ticks(2)
+    ages = np.full(3, -0.009, np.float32)
+    rig.measure()
+    now_ns = (rig.k + 1) * rig.period_ns + 151_000_000
+    rig.core.on_measured(now_ns, {"pose": rig.core._measured["pose"][1]})
+    report = rig.tick(ages_s=ages, now_ns=now_ns, measured=False).report
+    assert report.limit_bits & LimitBit.STALE_OBSERVATION
+
+
+def test_an_observation_from_the_future_is_refused(rig):
+    rig.ticks(2)
+    early = rig.tick(stamp_ns=(rig.k + 1) * rig.period_ns + 9_000_000).report
+    assert early.mode == GuardMode.ACTIVE
+    late = rig.tick(stamp_ns=(rig.k + 1) * rig.period_ns + 11_000_000).report
+    assert late.limit_bits & LimitBit.MALFORMED
+    assert not late.is_row
+
+
+def test_a_stamp_from_the_far_future_is_refused(rig):
     rig.ticks(2)
     report = rig.tick(stamp_ns=(rig.k + 5) * rig.period_ns).report
     assert report.limit_bits & LimitBit.MALFORMED
     assert rig.tick().report.mode == GuardMode.ACTIVE
+
+
+def test_a_measurement_from_the_future_is_not_fresh(rig):
+    rig.ticks(2)
+    stamp_ns = (rig.k + 1) * rig.period_ns
+    pose = rig.core._measured["pose"][1]
+    rig.core.on_measured(stamp_ns + rig.period_ns, {"pose": pose})  # next step's
+    assert rig.tick(measured=False).report.mode == GuardMode.ACTIVE
+    rig.core.on_measured(stamp_ns + 3 * rig.period_ns, {"pose": pose})
+    report = rig.tick(measured=False).report
+    assert report.limit_bits & LimitBit.STALE_PROPRIOCEPTION
 
 
 @pytest.mark.parametrize(
