@@ -203,9 +203,13 @@ class GuardControl:
         return self._pending is not None and self.core.ready(self._pending)
 
     def _missed_ns(self) -> int | None:
-        """Lockstep: stamp [ns] of a tick that the clock has gone past without a proposal."""
+        """Lockstep: stamp [ns] of a tick that the clock has gone past without a proposal.
+
+        Between episodes no proposal is missed, unless a base still has to come to rest.
+        """
         last_ns, period_ns = self.core.state.last_tick_ns, self.core.config.period_ns
-        if last_ns is None or self.core.state.mode == GuardMode.IDLE:
+        idle = self.core.state.mode == GuardMode.IDLE and not self.core.moves()
+        if last_ns is None or idle:
             return None
         if 2 * (self._sim_ns - last_ns) <= 3 * period_ns:
             return None
