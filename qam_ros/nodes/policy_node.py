@@ -214,7 +214,7 @@ class PolicyNode(LifecycleNode):
         while (offer := self._offers.get()) is not None:
             try:
                 self._settle(self._updates.judge(offer))
-            except Exception as problem:  # the next update needs this thread
+            except Exception as problem:  # noqa: BLE001 - the next update needs this thread
                 version = offer.header.version
                 self._problem = f"update {version} is stuck: {problem!r}"
                 self.get_logger().error(self._problem)
@@ -251,6 +251,7 @@ class PolicyNode(LifecycleNode):
             "version": core.version,
             "swaps": updates.swaps,
             "refused": updates.refused,
+            "ignored, of other runs": updates.ignored,
             "last refusal": updates.last_refusal,
             "chunks not finite": core.bad_chunks,
             "malformed messages": self._wiring.malformed

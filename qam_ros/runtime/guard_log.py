@@ -128,7 +128,7 @@ class GuardLog:
             while not self._stop.wait(self._period_s):
                 self._write_waiting()
             self._write_waiting()
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001
             # Whatever it is: no robot is left without control for want of a log, nor silently.
             self._end(problem)
 

@@ -58,6 +58,12 @@ class PartCollector:
         if self._header is None or _identity(part) != _identity(self._header):
             self._header, self._parts = part, {}
         self._parts[part.part] = part.data
+        if sum(map(len, self._parts.values())) > part.total_size:
+            self._header, self._parts = None, {}
+            return (
+                None,
+                f"its parts are more than the {part.total_size} bytes announced",
+            )
         if len(self._parts) < part.parts:
             return None, ""
         data = b"".join(self._parts[index] for index in range(part.parts))

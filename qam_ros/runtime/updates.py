@@ -31,10 +31,15 @@ from qam_ros.runtime.update_parts import (
 
 REMEMBERED: Final = 256
 """Verdicts kept to answer updates that are offered again."""
+MAX_VERSION_STEP: Final = 1_000_000
+"""A version further above the newest one is a mistake, and would lock out all that come after it."""
 
 
 class PolicyUpdates:
     """Verdicts on offered weights, and the last versions accepted.
+
+    The first update accepted decides which training run is followed: a learner that restarts keeps
+    its run id, and versions of different runs say nothing about each other.
 
     Args:
         artifact: the policy; its weights are the oldest version to roll back to.
@@ -70,7 +75,9 @@ class PolicyUpdates:
         self._judging: set[int] = set()
         self._lock = threading.Lock()
         self._newest = version
-        self._decided: dict[int, PolicyStatus] = {}
+        self._decided: dict[tuple[str, int], PolicyStatus] = {}
+        self._run_id: str | None = None
+        self._ignored: set[tuple[str, int]] = set()
         self.running_version = version
         self.swaps = 0
         self.refused = 0
@@ -82,16 +89,21 @@ class PolicyUpdates:
 
         Returns:
             An offer to ``judge`` when the update is whole; the status to publish when the part is
-            refused or its version was decided before; else None.
+            refused or its version was decided before; else None. Parts of a run that is not
+            followed are ignored and counted: statuses name a version only.
         """
         with self._lock:
-            if part.version in self._decided:
-                return self._decided[part.version]
+            if foreign := self._foreign(part):
+                self._ignore(part, foreign)
+                return None
+            decided = self._decided.get((part.run_id, part.version))
+            if decided is not None:
+                return decided
             if part.version in self._judging or part.version in self._known:
                 return None  # offered again while it is judged, or before its swap
             offer, refusal = self._collector.add(part)
             if refusal:
-                return self._refuse(part.version, refusal, final=False)
+                return self._refuse(part, refusal, final=False)
             if offer is not None:
                 self._judging.add(part.version)
             return offer
@@ -104,11 +116,11 @@ class PolicyUpdates:
         """
         try:
             return self._judge(offer)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001
             # Whatever it is: the thread that judges must be there for the next update.
             reason = f"could not be judged: {type(problem).__name__}: {problem}"
             with self._lock:
-                return self._refuse(offer.header.version, reason)
+                return self._refuse(offer.header, reason)
 
     def _judge(self, offer: Offer) -> Candidate | PolicyStatus:
         version = offer.header.version
@@ -120,7 +132,7 @@ class PolicyUpdates:
         except ArtifactError as problem:
             damaged = isinstance(problem, DamagedError)
             with self._lock:
-                return self._refuse(version, str(problem), final=not damaged)
+                return self._refuse(offer.header, str(problem), final=not damaged)
         verdict = check(
             weights,
             self._sampler.layout.views(reference.flat),
@@ -131,13 +143,14 @@ class PolicyUpdates:
         )
         with self._lock:
             if not verdict.accepted:
-                return self._refuse(version, verdict.reason, verdict.probe_change)
+                return self._refuse(offer.header, verdict.reason, verdict.probe_change)
             flat = self._sampler.layout.pack(weights)
             candidate = Candidate(version, flat, verdict.probe_change)
             self._kept.append(candidate)
             self._known.add(version)
             self._judging.discard(version)
             self._newest = version
+            self._run_id = offer.header.run_id
             return candidate
 
     def swapped(self, swap: Swap) -> PolicyStatus:
@@ -153,8 +166,14 @@ class PolicyUpdates:
                 change=swap.probe_change,
                 swap_ns=swap.swap_ns,
             )
-            self._decide(self.status)
+            if self._run_id is not None:
+                self._decide(self._run_id, self.status)
             return self.status
+
+    @property
+    def ignored(self) -> int:
+        """Updates of other training runs so far; at most ``REMEMBERED`` are told apart."""
+        return len(self._ignored)
 
     def rollback(self) -> Candidate | None:
         """The version accepted before the newest kept, which is forgotten; None if there is none."""
@@ -178,6 +197,13 @@ class PolicyUpdates:
                 f"update {header.version}: the HMAC does not fit; learner and robot need the same "
                 "key file"
             )
+        if foreign := self._foreign(header):
+            raise DamagedError(foreign)
+        if header.version > self._newest + MAX_VERSION_STEP:
+            raise ArtifactError(
+                f"update {header.version}: too far ahead of version {self._newest}, accepted before; "
+                f"at most {MAX_VERSION_STEP} are allowed"
+            )
         if header.version <= self._newest:
             raise ArtifactError(
                 f"update {header.version}: not newer than version {self._newest}, accepted before"
@@ -187,6 +213,20 @@ class PolicyUpdates:
                 f"update {header.version}: made from version {header.parent_version}, which never "
                 f"ran here; running is {self.running_version}"
             )
+
+    def _foreign(self, part: PolicyUpdate) -> str:
+        """Why the update's training run is not followed; empty if it is."""
+        if self._run_id in (None, part.run_id):
+            return ""
+        return (
+            f"update {part.version} is of run '{part.run_id}', this policy follows run "
+            f"'{self._run_id}' since it accepted an update of it; restart the policy to change"
+        )
+
+    def _ignore(self, part: PolicyUpdate, reason: str) -> None:
+        self.last_refusal = f"ignored: {reason}"
+        if len(self._ignored) < REMEMBERED:
+            self._ignored.add((part.run_id, part.version))
 
     def _decode(self, offer: Offer) -> tuple[Weights, Golden]:
         """Weights, and the artifact's probes with the chunks that they must give."""
@@ -208,25 +248,26 @@ class PolicyUpdates:
 
     def _refuse(
         self,
-        version: int,
+        header: PolicyUpdate,
         reason: str,
         change: float = float("nan"),
         *,
         final: bool = True,
     ) -> PolicyStatus:
         """Count and note a refusal; if it is not final the version may be offered again."""
+        version = header.version
         self.refused += 1
         self.last_refusal = f"version {version}: {reason}"
         self.status = self._make_status(version, reason, accepted=False, change=change)
         self._judging.discard(version)
         if final:
-            self._decide(self.status)
+            self._decide(header.run_id, self.status)
         return self.status
 
-    def _decide(self, status: PolicyStatus) -> None:
-        self._decided[status.offered_version] = status
+    def _decide(self, run_id: str, status: PolicyStatus) -> None:
+        self._decided[run_id, status.offered_version] = status
         if len(self._decided) > REMEMBERED:
-            del self._decided[min(self._decided)]
+            del self._decided[next(iter(self._decided))]  # the oldest verdict
 
     def _make_status(
         self,

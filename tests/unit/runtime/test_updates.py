@@ -10,7 +10,7 @@ from qam_ros.runtime.gate import check
 from qam_ros.runtime.policy import Candidate, Swap
 from qam_ros.runtime.sampler import OnnxSampler
 from qam_ros.runtime.update_parts import GOLDEN_NAME, Offer, PartCollector, split_update
-from qam_ros.runtime.updates import REMEMBERED, PolicyUpdates
+from qam_ros.runtime.updates import MAX_VERSION_STEP, REMEMBERED, PolicyUpdates
 
 KEY = b"0123456789abcdef"
 
@@ -33,12 +33,14 @@ def golden_of(artifact, weights):
     return sampler.sample_all(artifact.golden.observations, artifact.golden.noise)
 
 
-def make_parts(artifact, version=2, parent=1, weights=None, chunks=None, key=None):
+def make_parts(
+    artifact, version=2, parent=1, weights=None, chunks=None, key=None, run_id="online"
+):
     weights = changed(artifact) if weights is None else weights
     chunks = golden_of(artifact, weights) if chunks is None else chunks
     return split_update(
         encode_weights({**weights, GOLDEN_NAME: chunks}),
-        run_id="online",
+        run_id=run_id,
         version=version,
         parent_version=parent,
         key=key,
@@ -154,6 +156,52 @@ def test_an_error_while_judging_refuses_the_update_with_its_reason(
 def test_versions_only_grow(updates, artifact):
     accept(updates, artifact, 5, 1)
     assert "not newer" in offer(updates, make_parts(artifact, 4, 5)).reason
+
+
+def test_a_version_far_ahead_is_refused_and_locks_nothing_out(updates, artifact):
+    far = offer(updates, make_parts(artifact, 1 + MAX_VERSION_STEP + 5, 1))
+    assert "too far ahead of version 1" in far.reason
+    accept(updates, artifact, 2, 1)
+    near = offer(updates, make_parts(artifact, 2 + MAX_VERSION_STEP, 2))
+    assert isinstance(near, Candidate)
+
+
+def test_updates_of_another_run_are_ignored_once_one_was_accepted(updates, artifact):
+    accept(updates, artifact, 2, 1)
+    before = updates.status
+    for part in make_parts(artifact, 3, 2, run_id="other"):
+        assert updates.receive(part) is None
+    # No verdict: the run that is followed would take one on version 3 for its own.
+    assert updates.status is before
+    assert updates.ignored == 1
+    assert "run 'other'" in updates.last_refusal
+    assert "follows run 'online'" in updates.last_refusal
+    assert "restart the policy" in updates.last_refusal
+    accept(updates, artifact, 3, 2)
+
+
+def test_a_refused_run_does_not_keep_another_from_its_versions(updates, artifact):
+    refused = offer(updates, make_parts(artifact, parent=77, run_id="other"))
+    assert "made from version 77" in refused.reason
+    accept(updates, artifact, 2, 1)
+
+
+def test_an_update_of_another_run_that_waits_for_its_verdict_is_refused(
+    updates, artifact
+):
+    waiting = [
+        updates.receive(part) for part in make_parts(artifact, 4, 1, run_id="other")
+    ]
+    accept(updates, artifact, 2, 1)
+    assert "run 'other'" in updates.judge(waiting[-1]).reason
+
+
+def test_parts_never_add_up_to_more_than_was_announced(updates, artifact):
+    parts = make_parts(artifact)
+    long = replace(parts[1], data=parts[1].data + b"x" * len(parts[-1].data))
+    results = [updates.receive(part) for part in [parts[0], long, *parts[2:]]]
+    assert "more than the" in results[-1].reason
+    assert isinstance(offer(updates, parts), Candidate)
 
 
 def with_value(weights, name, value):
