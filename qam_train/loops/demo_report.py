@@ -65,6 +65,7 @@ def collect(run: DemoRun, film: Film | None) -> Record:
         machine=machine(),
         dataset={name: float(value) for name, value in data.items()},
         success={name: _rate(found) for name, found in evaluated.items()},
+        behaviour=columns(offline, "behaviour"),
         offline=columns(offline, "offline"),
         online=columns(read_metrics(robot / "metrics.jsonl"), "online"),
         episodes=read_episodes(robot / "lockstep", lockstep_rows),

@@ -9,15 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from qam_train.report.record import Array, Episodes, RealTime, SuccessRate, Swap
+from qam_train.report.curves import smooth
+from qam_train.report.record import Episodes, RealTime, SuccessRate, Swap
 from qam_train.report.style import (
     BLUE,
     GREEN,
     GREY,
-    ORANGE,
-    PURPLE,
     STAGE_COLOURS,
     STAGE_NAMES,
     VERMILION,
@@ -52,83 +50,6 @@ def success_figure(success: Mapping[str, SuccessRate]) -> Figure:
         "episodes in which the cube reached its goal (bar: share, whisker: 95 % interval)"
     )
     axes.grid(visible=False, axis="y")
-    return figure
-
-
-def smooth(values: Array, window: int) -> NDArray[np.float64]:
-    """Running mean over the last ``window`` finite values, the same length as the input (N,)."""
-    finite = np.isfinite(values)
-    sums = np.cumsum(np.where(finite, values, 0.0))
-    counts = np.cumsum(finite)
-    shifted = np.arange(len(values)) - window
-    before = np.where(shifted >= 0, sums[np.maximum(shifted, 0)], 0.0)
-    count = counts - np.where(shifted >= 0, counts[np.maximum(shifted, 0)], 0)
-    return (sums - before) / np.maximum(count, 1)
-
-
-def _curve(
-    axes: Axes, metrics: Mapping[str, Array], key: str, colour: str, label: str
-) -> bool:
-    if key not in metrics or not np.isfinite(metrics[key]).any():
-        return False
-    keep = np.isfinite(metrics[key])
-    x, y = metrics["update"][keep], metrics[key][keep]
-    axes.plot(x, y, color=colour, alpha=0.28, linewidth=0.8)
-    axes.plot(x, smooth(y, max(1, len(y) // 25)), color=colour, label=label)
-    return True
-
-
-def training_figure(metrics: Mapping[str, Array], name: str) -> Figure:
-    """Loss of the critic, value level and loss of the behaviour flow over the updates of a stage."""
-    figure, axes = new_figure(3)
-    panels = (
-        ("critic/td_loss", "critic: temporal-difference loss", VERMILION, "log"),
-        ("critic/q_mean", "critic: mean value of the data", BLUE, "linear"),
-        ("flow/loss", "behaviour flow: loss", GREEN, "linear"),
-    )
-    for panel, (key, title, colour, scale) in zip(axes, panels, strict=True):
-        if not _curve(panel, metrics, key, colour, key):
-            note(panel, "not recorded")
-        panel.set_yscale(scale)
-        titled(panel, title, f"updates ({name})")
-    return figure
-
-
-def adjoint_figure(offline: Mapping[str, Array], online: Mapping[str, Array]) -> Figure:
-    """Norm of the lean adjoint, offline and then online, and the matching loss."""
-    figure, axes = new_figure(2)
-    start = float(np.max(offline["update"])) if len(offline.get("update", ())) else 0.0
-    later = {**online, "update": online["update"] + start} if "update" in online else {}
-    panels = (
-        (
-            axes[0],
-            "size of the lean adjoint",
-            (("adjoint/norm_mean", BLUE, "mean"), ("adjoint/norm_max", ORANGE, "max")),
-        ),
-        (axes[1], "adjoint-matching loss", (("adjoint/loss", PURPLE, "loss"),)),
-    )
-    for panel, title, series in panels:
-        drawn = [
-            _curve(panel, part, key, colour, label if part is offline else "")
-            for key, colour, label in series
-            for part in (offline, later)
-        ]
-        if not any(drawn):
-            note(panel, "not recorded")
-            continue
-        panel.set_yscale("log")
-        titled(panel, title, "updates")
-        panel.axvline(start, color="#444444", linestyle=":", linewidth=1.2)
-        panel.text(
-            start,
-            1.0,
-            " online begins",
-            transform=panel.get_xaxis_transform(),
-            va="top",
-            fontsize=9,
-        )
-        if len(series) > 1:
-            panel.legend(loc="center right", frameon=False)
     return figure
 
 
@@ -171,13 +92,9 @@ def online_figure(
         axes.plot(
             x, y, linestyle="none", marker="|", markersize=9, color="black", alpha=0.55
         )
-        axes.plot(
-            x,
-            smooth(y, window),
-            color="black",
-            label=f"mean of the last {window} episodes",
-        )
-        axes.legend(loc="center right", frameon=True, framealpha=0.9, edgecolor="none")
+        axes.plot(x, smooth(y, window), color="black")
+        title = f"episodes of the robot itself; line: mean of the last {window}"
+        titled(axes, title, "", "success")
     else:
         note(axes, "no finished episode")
     axes.set_ylim(-0.06, 1.2)
@@ -185,7 +102,6 @@ def online_figure(
     axes.set_xlabel(
         "control steps executed by the guard (ticks: single episodes; dotted: new weights in the robot)"
     )
-    axes.set_ylabel("success")
     return figure
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 Frame = NDArray[np.uint8]  # (height, width, 3)
 
 _BLOCK = 16  # h264 players expect sizes that are multiples of it
-_BAND = 26  # height of the caption band [pixels]
+_BAND = 32  # height of the caption band [pixels]
 
 
 def label(frame: Frame, text: str, colour: str) -> Frame:
@@ -24,7 +24,7 @@ def label(frame: Frame, text: str, colour: str) -> Frame:
     canvas = Image.new("RGB", (width, height + _BAND), colour)
     canvas.paste(Image.fromarray(frame), (0, _BAND))
     ImageDraw.Draw(canvas).text(
-        (8, 5), text, fill="white", font=ImageFont.load_default(size=14)
+        (8, 7), text, fill="white", font=ImageFont.load_default(size=14)
     )
     return np.asarray(canvas, dtype=np.uint8)
 
@@ -34,7 +34,7 @@ def side_by_side(left: Sequence[Frame], right: Sequence[Frame]) -> list[Frame]:
     length = max(len(left), len(right))
     if not left or not right:
         return []
-    gap = np.full((left[0].shape[0], 6, 3), 255, dtype=np.uint8)
+    gap = np.full((left[0].shape[0], _BLOCK, 3), 255, dtype=np.uint8)
     return [
         np.concatenate(
             [left[min(i, len(left) - 1)], gap, right[min(i, len(right) - 1)]], axis=1

@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from qam_train.report import figures
+from qam_train.report import curves, figures
 from qam_train.report.loop_picture import loop_picture
 from qam_train.report.record import Film, Percentiles, Record
 from qam_train.report.style import STAGE_NAMES, svg
@@ -56,10 +56,6 @@ def page(record: Record) -> str:
     )
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
 def _figure(image: str, caption: str, alternative: str) -> str:
     return f'<figure><img src="{image}" alt="{escape(alternative)}"><figcaption>{caption}</figcaption></figure>'
 
@@ -83,7 +79,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 def _head(record: Record) -> str:
     rates = record.success
     steps = " → ".join(
-        f"{_share(rates[name].mean)}" for name in STAGE_NAMES if name in rates
+        f"{100 * rates[name].mean:.0f}" for name in STAGE_NAMES if name in rates
     )
     kept = (
         "nothing lost, nothing twice"
@@ -98,7 +94,7 @@ def _head(record: Record) -> str:
         "Every number on this page was measured in this one run.</p>"
         + _cards(
             [
-                (steps, "success: base → offline → online"),
+                (f"{steps} %", "success: base → offline → online"),
                 (f"{record.stream.executed}", f"transitions executed; {kept}"),
                 (f"{record.accepted}", "weight swaps in the running robot"),
                 (f"{record.lockstep_steps_per_s:.0f} /s", "control steps in lockstep"),
@@ -130,12 +126,12 @@ def _loop(record: Record) -> str:
 
 def _success(record: Record) -> str:
     rates = record.success
-    episodes = ", ".join(
-        str(rates[name].episodes) for name in STAGE_NAMES if name in rates
-    )
+    counts = sorted({rate.episodes for rate in rates.values()})
+    episodes = " or ".join(str(count) for count in counts)
     return "<h2>Does it work?</h2>" + _figure(
         svg(figures.success_figure(rates)),
-        f"Success over {episodes} episodes from starts that no training saw, with 95 % Wilson intervals. The "
+        f"Success over {episodes} episodes of each policy, from starts that no training saw, with "
+        "95 % Wilson intervals. The "
         "<b>base</b> imitates the recordings, wrong aims included. <b>Offline</b> is QAM trained on the same "
         "recordings with the reward: it chooses among the moves that the base would make. <b>Online</b> is the "
         "same policy after fine-tuning on what the robot streamed back.",
@@ -156,15 +152,15 @@ def _offline(record: Record) -> str:
     return (
         "<h2>Offline training</h2>"
         + _figure(
-            svg(figures.training_figure(record.offline, "offline")),
+            svg(curves.training_figure(record.behaviour, record.offline)),
             "Left: error of the critic, which learns how good a chunk of actions is. Middle: the mean value it "
             "assigns to the recorded chunks; each step costs 1 until the cube is at the goal, so nearer to 0 is "
-            "better. Right: error of the behaviour flow, which keeps imitating the recordings. Pale: single "
-            "records; strong: running mean.",
+            "better. Right: error of the behaviour flow, first while it is cloned alone, then while it goes on "
+            "imitating beside the rest. Pale: single records; strong: running mean.",
             "Learning curves of offline training",
         )
         + _figure(
-            svg(figures.adjoint_figure(record.offline, record.online)),
+            svg(curves.adjoint_figure(record.offline, record.online)),
             "The lean adjoint carries the critic's wish backwards through the ten flow steps; its size says how "
             "hard the policy is pulled away from imitation. The matching loss is what the tuned flow minimises. "
             "Right of the dotted line the robot is running.",

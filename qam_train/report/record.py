@@ -151,7 +151,10 @@ class Record:
     machine: Mapping[str, str]
     dataset: Mapping[str, float]
     success: Mapping[str, SuccessRate]  # base, offline, online
-    offline: Mapping[str, Array]  # metric -> values, with 'update'
+    behaviour: Mapping[
+        str, Array
+    ]  # metric -> values, with 'update' counted within the stage
+    offline: Mapping[str, Array]
     online: Mapping[str, Array]
     episodes: Episodes
     swaps: tuple[Swap, ...]
@@ -210,7 +213,8 @@ def columns(
     """Metric rows as columns: name -> (N,) float64, NaN where a row lacks the name.
 
     Args:
-        rows: as qam_train.metrics.read_metrics gives them; 'step' becomes 'update'.
+        rows: as qam_train.metrics.read_metrics gives them; 'step' becomes 'update', counted from
+            the end of the stage before.
         stage: keep the rows of this stage only; None keeps all.
 
     Raises:
@@ -231,5 +235,8 @@ def columns(
         name: np.asarray([row.get(name, np.nan) for row in kept], dtype=np.float64)
         for name in names
     }
-    table["update"] = table.pop("step")
+    before = max(
+        (row["step"] for row in rows if row["step"] < kept[0]["step"]), default=0
+    )
+    table["update"] = table.pop("step") - (before if stage is not None else 0)
     return table

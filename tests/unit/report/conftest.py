@@ -50,6 +50,10 @@ def record() -> Record:
             "offline": SuccessRate(0.8, 0.711, 0.867, 100),
             "online": SuccessRate(0.91, 0.838, 0.952, 100),
         },
+        behaviour={
+            "update": np.arange(1, 200) * 20.0,
+            "flow/loss": 0.2 + 1 / np.arange(1, 200),
+        },
         offline=_curves(150, 40, rng),
         online=_curves(120, 3, rng),
         episodes=Episodes(

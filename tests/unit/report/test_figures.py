@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qam_train.report import figures
+from qam_train.report import curves, figures
 from qam_train.report.record import Episodes, Record, Swap
 from qam_train.report.style import png, svg
 
@@ -36,11 +36,11 @@ def test_success_figure_leaves_out_a_policy_that_was_not_evaluated(
 
 def test_running_mean_looks_back_over_finite_values_only() -> None:
     values = np.array([1.0, np.nan, 3.0, 5.0, 7.0])
-    np.testing.assert_allclose(figures.smooth(values, 2), [1.0, 1.0, 3.0, 4.0, 6.0])
+    np.testing.assert_allclose(curves.smooth(values, 2), [1.0, 1.0, 3.0, 4.0, 6.0])
 
 
 def test_online_curves_of_the_adjoint_follow_the_offline_ones(record: Record) -> None:
-    figure = figures.adjoint_figure(record.offline, record.online)
+    figure = curves.adjoint_figure(record.offline, record.online)
     last = max(
         float(np.max(line.get_xdata()))
         for line in figure.axes[0].lines
@@ -51,7 +51,7 @@ def test_online_curves_of_the_adjoint_follow_the_offline_ones(record: Record) ->
 
 def test_a_metric_that_was_not_recorded_is_named_as_missing() -> None:
     assert (
-        texts(figures.training_figure({"update": np.arange(3.0)}, "offline")).count(
+        texts(curves.training_figure({}, {"update": np.arange(3.0)})).count(
             "not recorded"
         )
         == 3

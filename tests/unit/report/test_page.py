@@ -26,7 +26,7 @@ def test_page_refers_to_nothing_outside_itself(record: Record) -> None:
 
 def test_page_shows_the_numbers_of_the_run(record: Record) -> None:
     text = page(record)
-    assert "12 % → 80 % → 91 %" in text
+    assert "12 → 80 → 91 %" in text
     assert "3010 executed" in text
     assert "5 accepted, 1 refused" in text
     assert "mean probe change 0.31" in text
@@ -94,7 +94,7 @@ def test_metric_rows_become_columns_of_their_stage() -> None:
         {"step": 60, "stage": "offline", "flow/loss": 0.2},
     ]
     found = columns(rows, "offline")
-    np.testing.assert_array_equal(found["update"], [40, 60])
+    np.testing.assert_array_equal(found["update"], [20, 40])
     np.testing.assert_array_equal(found["critic/td_loss"], [2.0, np.nan])
 
 
