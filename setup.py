@@ -101,6 +101,7 @@ setup(
         "console_scripts": [
             "qam = qam_ros.cli:main",
             "guard_node = qam_ros.nodes.guard:main",
+            "episode_node = qam_ros.nodes.episode:main",
             "policy_node = qam_ros.nodes.policy:main",
             "stream_node = qam_ros.nodes.stream:main",
             "learner_node = qam_train.nodes.learner:main",
@@ -108,6 +109,7 @@ setup(
         ],
         "qam.commands": [
             "up = qam_ros.runtime.supervisor:command",
+            "episode = qam_ros.nodes.episode_command:command",
             "data = sim.cli:data",
             "demo = qam_train.loops.demo:command",
             "eval = qam_train.evaluate:command",

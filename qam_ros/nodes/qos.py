@@ -33,6 +33,8 @@ HISTORY = _profile(4096, kept=True)
 """Proposals, reports, rewards and events: a stream node that restarts still gets what it missed."""
 TICK_IN = _profile(5)
 """Proposals at the guard: reliable, but what is older than a few ticks is of no use."""
+LABEL_IN = _profile(256)
+"""Reports at the episode node: a row whose report it misses goes without a label, and is masked."""
 EVENT_IN = _profile(10, kept=True)
 """Episode events at guard and policy: one that joins late must know what episode runs."""
 BATCH = _profile(64)

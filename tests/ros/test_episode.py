@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An operator in the plant's place, over DDS: the rows come out complete."""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: run make setup")
+pytest.importorskip("qam_msgs.msg", reason="needs qam_msgs, built by `make setup`")
+
+from std_srvs.srv import Trigger
+
+from qam_ros.contract.interface import load_interface
+from qam_ros.contract.messages import (
+    ActionProposal,
+    EpisodeEvent,
+    EpisodeKind,
+    GuardReport,
+    StepReward,
+)
+from qam_ros.nodes import qos
+from qam_ros.nodes.convert import from_ros, ros_type, to_ros
+from qam_ros.runtime.bringup import find_executable
+from qam_ros.runtime.store import TransitionStore
+
+SCRIPT = Path(__file__).parents[1] / "unit" / "stream" / "conftest.py"
+BASE = load_interface("mobile_base")
+STEPS = 20
+
+
+class Operated:
+    """The scripted robot of the unit tests, with stamps of now, and what is said about episodes."""
+
+    def __init__(self, graph):
+        spec = importlib.util.spec_from_file_location("episode_script", SCRIPT)
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        self.graph, self.robot = graph, script.Robot(BASE)
+        self.proposals = self.publisher(ActionProposal, "action_proposal")
+        self.reports = self.publisher(GuardReport, "guard_report")
+        self.rewards = graph.collect(ros_type(StepReward), "step_reward", qos.HISTORY)
+        self.events = graph.collect(
+            ros_type(EpisodeEvent), "episode_event", qos.HISTORY
+        )
+
+    def publisher(self, kind, topic):
+        # The stream node and the episode node.
+        return self.graph.publisher(ros_type(kind), topic, qos.HISTORY, peers=2)
+
+    def now_ns(self):
+        return self.graph.node.get_clock().now().nanoseconds
+
+    def tick(self, step=0, *, idle=False):
+        """One control period; the robot's clock runs ahead of the wall, never behind."""
+        robot = self.robot
+        late = (self.now_ns() - robot.now_ns) // robot.period_ns
+        robot.now_ns += max(0, late + 1) * robot.period_ns  # in phase, as a driver is
+        proposal = robot.proposal(step, idle=idle)
+        self.proposals.publish(to_ros(proposal))
+        self.reports.publish(to_ros(robot.report(proposal, step, is_row=not idle)))
+        self.graph.spin(0.01)
+        robot.now_ns += robot.period_ns
+        return proposal
+
+    def event(self, kind):
+        """The newest event, once it is of this kind."""
+        assert self.graph.wait(lambda: self.events and self.events[-1].kind == kind)
+        return from_ros(self.events[-1], EpisodeEvent)
+
+    def start(self):
+        """Start an episode; the robot's next observation is its first."""
+        self.tick(idle=True)
+        assert self.graph.wait(
+            lambda: self.graph.call(Trigger, "episode/start").success
+        )
+        self.robot.episode_id = self.event(EpisodeKind.START).episode
+
+
+@pytest.fixture
+def operated(graph, spawn, tmp_path):
+    spawn("stream_node", {"robot": "mobile_base", "run_dir": str(tmp_path)})
+    spawn("episode_node", {"robot": "mobile_base"})
+    return Operated(graph)
+
+
+def stored(operated, folder, count):
+    """Rows of the spool, once there are so many."""
+    with TransitionStore(folder / "spool.sqlite", BASE) as spool:
+        assert operated.graph.wait(lambda: spool.last_position >= count, 20.0)
+        return spool.read(0, 1000)[1]
+
+
+def test_rows_that_an_operator_labels_are_complete(operated, tmp_path):
+    for verdict in ("success", "failure"):
+        operated.start()
+        for step in range(STEPS):
+            operated.tick(step)
+        answer = operated.graph.call(Trigger, f"episode/{verdict}")
+        assert answer.success
+        assert f"{STEPS} rows labelled" in answer.message
+        end = operated.event(EpisodeKind.END)
+        assert (end.steps, end.success) == (STEPS, verdict == "success")
+        operated.tick(STEPS, idle=True)
+    rows = stored(operated, tmp_path, 2 * STEPS)
+    assert rows.size == 2 * STEPS
+    assert not rows["masked"].any()
+    last = [STEPS - 1, 2 * STEPS - 1]
+    assert np.flatnonzero(rows["has_next"]).tolist() == last
+    assert np.flatnonzero(rows["terminated"]).tolist() == last[:1]
+    assert np.flatnonzero(rows["truncated"]).tolist() == last[1:]
+    assert np.flatnonzero(rows["reward"] != -1.0).tolist() == last[:1]
+
+
+def test_the_command_speaks_for_the_operator(operated):
+    def qam(verb):
+        words = [find_executable("qam"), "episode", verb]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    refused = qam("success")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "no episode runs" in refused.stderr
+    operated.tick(idle=True)
+    operated.start()
+    aborted = qam("abort")
+    assert (aborted.returncode, aborted.stderr) == (0, "")
+    assert operated.event(EpisodeKind.ABORT).episode == operated.robot.episode_id
+
+
+def test_an_episode_does_not_outlive_its_operator_node(graph, spawn, tmp_path):
+    spawn("stream_node", {"robot": "mobile_base", "run_dir": str(tmp_path)})
+    node = spawn("episode_node", {"robot": "mobile_base"})
+    operated = Operated(graph)
+    operated.start()
+    operated.tick(0)
+    assert node.stop() == 0
+    assert operated.event(EpisodeKind.ABORT).steps == 1
