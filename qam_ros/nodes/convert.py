@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import dataclasses
 from collections.abc import Callable
+from enum import IntEnum
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 
@@ -19,12 +20,18 @@ from builtin_interfaces.msg import Time
 
 from qam_ros.contract import messages
 from qam_ros.contract.errors import StreamError
+from qam_ros.contract.transition import ActionSource, EpisodeKind, GuardMode
 
 Message = TypeVar("Message")
 Reader = Callable[[Any], Any]
 Writer = Callable[[Any, Any], None]
 
 NS: Final = 1_000_000_000
+ENUMS: Final[dict[str, dict[str, type[IntEnum]]]] = {
+    "EpisodeEvent": {"kind": EpisodeKind},
+    "GuardReport": {"mode": GuardMode, "source": ActionSource},
+}
+"""Fields that are numbers on the wire and mean one of a few things: message, field, meanings."""
 
 
 def to_time(stamp_ns: int) -> Time:
@@ -59,14 +66,21 @@ def from_ros(message: object, kind: type[Message]) -> Message:
         kind: the dataclass of the same name.
 
     Raises:
-        StreamError: the message is of another type.
+        StreamError: the message is of another type, or a field has a value that means nothing.
     """
     if type(message).__name__ != kind.__name__:
         raise StreamError(
             f"expected a {kind.__name__} message, got a {type(message).__name__}"
         )
     fields: Any = _fields(cast("Any", kind))
-    return kind(**{name: read(message) for name, _, read in fields})
+    values = {name: read(message) for name, _, read in fields}
+    for name, meaning in ENUMS.get(kind.__name__, {}).items():
+        if values[name] not in tuple(meaning):  # Python 3.11 has no "int in Enum"
+            names = ", ".join(f"{item.name} {item.value}" for item in meaning)
+            raise StreamError(
+                f"{kind.__name__}: {name} {values[name]} means nothing; valid: {names}"
+            )
+    return kind(**values)
 
 
 @cache

@@ -76,7 +76,7 @@ class GuardNode(LifecycleNode):
         self.exit_code: int | None = None
         self._settings = read_parameters(self, TABLE, GuardSettings)
         self._lockstep = bool(self.get_parameter("use_sim_time").value)
-        self._wiring = Wiring(self, warn=not self._lockstep)
+        self._wiring = Wiring(self, warn=not self._lockstep, keep_alive=True)
         self._control: GuardControl | None = None
         self._log: GuardLog | None = None
         if self._settings.autostart and not autostart(self):
@@ -203,11 +203,13 @@ class GuardNode(LifecycleNode):
             "episode": state.episode,
             "rows": state.seq,
             "malformed messages": self._wiring.malformed,
+            "errors in callbacks": self._wiring.errors,
             "log records dropped": 0 if self._log is None else self._log.dropped,
             **control.timing.summary(),
         }
-        if self._log is not None and self._log.problem:
-            return False, self._log.problem, values
+        log_problem = "" if self._log is None else self._log.problem
+        if problem := self._wiring.problem or log_problem:
+            return False, problem, values
         stopped = state.latch is not None or state.mode == GuardMode.HOLD
         return not stopped, control.reason if control.running else "inactive", values
 

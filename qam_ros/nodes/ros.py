@@ -25,7 +25,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 
-from qam_ros.contract.errors import InterfaceError
+from qam_ros.contract.errors import InterfaceError, QamError, StreamError
 from qam_ros.nodes.convert import Message, from_ros, ros_type, to_ros
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.qos import DIAGNOSTICS
@@ -115,14 +115,21 @@ class Wiring:
         warn: log incompatible QoS of other nodes. The handlers of these events take half the time
             of a single-threaded executor, so simulations in lockstep, where all QoS is ours, go
             without.
+        keep_alive: an error in a subscription's callback is logged and kept in ``problem``; else it
+            ends the node. For nodes that nobody restarts.
     """
 
-    def __init__(self, node: Node, *, warn: bool = True) -> None:
+    def __init__(
+        self, node: Node, *, warn: bool = True, keep_alive: bool = False
+    ) -> None:
         self._node = node
+        self._keep_alive = keep_alive
         self._out = PublisherEventCallbacks(use_default_callbacks=warn)
         self._in = SubscriptionEventCallbacks(use_default_callbacks=warn)
         self._undo: list[Callable[[], object]] = []
         self.malformed = 0
+        self.errors = 0
+        self.problem = ""
 
     def publisher(self, kind: type, topic: str, profile: QoSProfile) -> Any:
         """Create a publisher."""
@@ -140,8 +147,20 @@ class Wiring:
         profile: QoSProfile,
     ) -> None:
         """Create a subscription."""
+
+        def received(message: object) -> None:
+            try:
+                callback(message)
+            except Exception as problem:
+                if not self._keep_alive:
+                    raise
+                self.errors += 1
+                self.problem = f"topic '{topic}': {type(problem).__name__}: {problem}"
+                logger = self._node.get_logger()
+                logger.error(self.problem, throttle_duration_sec=5.0)
+
         subscription = self._node.create_subscription(
-            kind, topic, callback, profile, event_callbacks=self._in
+            kind, topic, received, profile, event_callbacks=self._in
         )
         self._undo.append(lambda: self._node.destroy_subscription(subscription))
 
@@ -152,10 +171,18 @@ class Wiring:
         callback: Callable[[Message], object],
         profile: QoSProfile,
     ) -> None:
-        """Subscribe to a message of qam_msgs; the callback gets its dataclass ``kind``."""
+        """Subscribe to a message of qam_msgs; the callback gets its dataclass ``kind``.
+
+        Messages with values that mean nothing are counted in ``malformed``.
+        """
 
         def received(message: object) -> None:
-            callback(from_ros(message, kind))
+            try:
+                converted = from_ros(message, kind)
+            except StreamError as problem:
+                self._refuse(topic, problem)
+                return
+            callback(converted)
 
         self.subscription(ros_type(kind), topic, received, profile)
 
@@ -174,14 +201,17 @@ class Wiring:
             try:
                 stamp_ns, fields = codec.decode(message)
             except InterfaceError as problem:
-                self.malformed += 1
-                logger = self._node.get_logger()
-                logger.warning(str(problem), throttle_duration_sec=5.0)
+                self._refuse(codec.topic, problem)
                 return
             assert stamp_ns is not None  # the contract observes stamped types only
             callback(stamp_ns, {codec.topic: fields})
 
         self.subscription(codec.message_type, codec.topic, received, profile)
+
+    def _refuse(self, topic: str, problem: QamError) -> None:
+        self.malformed += 1
+        text = f"message on '{topic}' refused: {problem}"
+        self._node.get_logger().warning(text, throttle_duration_sec=5.0)
 
     def talk(
         self, kind: type[Message], topic: str, profile: QoSProfile

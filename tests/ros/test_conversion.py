@@ -32,6 +32,8 @@ def example(kind):
         values[field.name] = {
             "int": 1_700_000_000_123_456_789 + number
             if field.name.endswith("_ns")
+            else number % 3
+            if field.name in ("kind", "mode", "source")
             else number,
             "bool": bool(number % 2),
             "str": f"text {number}",
@@ -69,6 +71,22 @@ def test_another_message_is_refused():
     other = to_ros(example(messages.StepReward))
     with pytest.raises(StreamError, match="expected a GuardReport message"):
         from_ros(other, messages.GuardReport)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "words"),
+    [
+        (messages.EpisodeEvent, "kind", 7, "kind 7.*START 0, END 1, ABORT 2"),
+        (messages.GuardReport, "mode", 99, "mode 99.*SAFE_STOP 4"),
+        (messages.GuardReport, "source", 9, "source 9.*HUMAN 1"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(kind, field, value, words):
+    from qam_ros.nodes.convert import from_ros, to_ros
+
+    message = to_ros(dataclasses.replace(example(kind), **{field: value}))
+    with pytest.raises(StreamError, match=words):
+        from_ros(message, kind)
 
 
 def raw_size(interface, topic, path):

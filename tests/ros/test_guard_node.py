@@ -216,6 +216,27 @@ def test_emergency_stop_latches_and_ends_cleanly_with_its_files(lockstep, tmp_pa
     assert len(read_timing(tmp_path / "guard_timing.npz")["tick_ns"]) > 2
 
 
+def test_malformed_messages_are_counted_and_the_guard_goes_on(lockstep):
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    seen = lockstep.graph.collect(DiagnosticArray, "/diagnostics")
+    lockstep.step()
+    lockstep.event(7)
+    lockstep.graph.spin(0.2)
+    assert lockstep.step().mode == GuardMode.ACTIVE
+
+    def counted():
+        values = {
+            item.key: item.value
+            for message in seen
+            for status in message.status
+            for item in status.values
+        }
+        return values.get("malformed messages") == "1"
+
+    assert lockstep.graph.wait(counted)
+
+
 def test_silent_policy_stops_the_robot_in_real_time(graph, spawn):
     spawn("guard_node", COMMANDING)
     rig = Rig(graph, clock=False)
