@@ -2,6 +2,7 @@
 """An operator in the plant's place, over DDS: the rows come out complete."""
 
 import importlib.util
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: run make setup")
 pytest.importorskip("qam_msgs.msg", reason="needs qam_msgs, built by `make setup`")
 
 from std_srvs.srv import Trigger
+from system import check_exactly_once, run_system
 
 from qam_ros.contract.interface import load_interface
 from qam_ros.contract.messages import (
@@ -24,6 +26,7 @@ from qam_ros.contract.messages import (
 from qam_ros.nodes import qos
 from qam_ros.nodes.convert import from_ros, ros_type, to_ros
 from qam_ros.runtime.bringup import find_executable
+from qam_ros.runtime.child import Child
 from qam_ros.runtime.store import TransitionStore
 
 SCRIPT = Path(__file__).parents[1] / "unit" / "stream" / "conftest.py"
@@ -137,3 +140,37 @@ def test_an_episode_does_not_outlive_its_operator_node(graph, spawn, tmp_path):
     operated.tick(0)
     assert node.stop() == 0
     assert operated.event(EpisodeKind.ABORT).steps == 1
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory, base_artifact):
+    """Stream, guard and policy in real time, an operator, and a plant that nobody lets speak."""
+    folder = tmp_path_factory.mktemp("operator") / "run"
+    words = ["policy", "robot:=mobile_base", "overlay:="]
+    words += [f"artifact:={base_artifact}", "dry_run:=false", "episodes:=operator"]
+    with run_system(folder, "mobile_base", *words) as system:
+        unheard = ["-r", "episode_event:=own_event", "-r", "step_reward:=own_reward"]
+        settings = ["-p", "world:=pointmaze-medium", "-p", "pace:=realtime"]
+        command = [find_executable("plant_node"), "--ros-args", *unheard, *settings]
+        system.nodes.append(Child(command, folder.with_suffix(".plant"), os.environ))
+        yield system
+
+
+def test_a_robot_in_real_time_moves_and_learns_by_its_operator_alone(system):
+    called = system.graph.call
+    events = system.listen(EpisodeEvent, "episode_event")
+    system.expect(
+        lambda: events or called(Trigger, "episode/start").success, "a start", 60.0
+    )
+    system.expect(system.moves, "motion")
+    system.expect(lambda: sum(r.is_row for r in system.reports) >= 25, "rows")
+    assert called(Trigger, "episode/success").success
+    system.expect(lambda: not system.reports[-1].is_row, "the end of the rows")
+    assert system.stop() == 0
+    rows = system.rows()
+    check_exactly_once(system.executed(), rows)
+    assert rows["terminated"].tolist() == [0] * (rows.size - 1) + [1]
+    assert rows["reward"].tolist() == [-1.0] * (rows.size - 1) + [0.0]
+    assert rows["has_next"][-1]
+    held = [r for r in system.reports if r.is_row and r.masked]
+    assert int(rows["masked"].sum()) <= len(held)
