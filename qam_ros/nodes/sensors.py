@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,21 +22,25 @@ from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.nodes.convert import from_time, to_time
 
 FloatArray = npt.NDArray[np.float64]
+JOINT_FRAME: Final = "joint"
+"""What an interface writes where numbers are of joints, in no frame of space."""
+ODOMETRY: Final = "nav_msgs/msg/Odometry"
+"""Its pose is in the frame of its header, its velocity in ``child_frame_id``."""
 
 
 class TopicCodec:
     """Reads and writes the messages of one topic.
 
     Args:
-        sources: every source (or target) with this topic.
-        frame: frame for the headers of messages written.
+        sources: every source (or target) with this topic, and the frame of its block.
 
     Raises:
-        InterfaceError: the sources disagree about the type or the joints.
+        InterfaceError: the sources disagree about the type, the joints or the frame.
     """
 
-    def __init__(self, sources: Iterable[Source], frame: str) -> None:
-        items = list(sources)
+    def __init__(self, sources: Iterable[tuple[Source, str]]) -> None:
+        pairs = list(sources)
+        items = [source for source, _ in pairs]
         self.topic = items[0].topic
         if len({item.type for item in items}) > 1:
             raise InterfaceError(
@@ -54,7 +58,7 @@ class TopicCodec:
             importlib.import_module(f"{package}.msg"), name
         )
         self.stamped = items[0].type not in UNSTAMPED
-        self._frame = frame
+        self._frames = _frames(pairs) if self.stamped else {}
         self._joints = joints.pop() if joints else ()
         self.fields = {
             item.field: field_components(item.type, item.field, f"topic '{self.topic}'")
@@ -67,8 +71,16 @@ class TopicCodec:
         """Stamp [ns] (None for a type without header) and raw fields of a message.
 
         Raises:
-            InterfaceError: a joint is missing, or an array has another length than the names.
+            InterfaceError: a joint is missing, an array has another length than the names, or the
+                message says that it is in another frame than the interface.
         """
+        for path, frame in self._frames.items():
+            found = attrgetter(path)(message)
+            if found not in ("", frame):
+                raise InterfaceError(
+                    f"topic '{self.topic}': {path} '{found}', the robot interface expects '{frame}'; "
+                    "have the driver publish in that frame, or transform its messages"
+                )
         stamp_ns = from_time(message.header.stamp) if self.stamped else None
         fields = {}
         for path, components in self.fields.items():
@@ -86,7 +98,9 @@ class TopicCodec:
         message = self.message_type()
         if self.stamped:
             message.header.stamp = to_time(stamp_ns)
-            message.header.frame_id = self._frame
+        for path, frame in self._frames.items():
+            owner, _, name = path.rpartition(".")
+            setattr(attrgetter(owner)(message) if owner else message, name, frame)
         if self._joints:
             message.name = list(self._joints)
         for path, values in fields.items():
@@ -118,6 +132,27 @@ class TopicCodec:
                 f"{len(names)} joints"
             )
         return np.array(value, dtype=np.float64)[self._order]
+
+
+def _frames(sources: Iterable[tuple[Source, str]]) -> dict[str, str]:
+    """Frame in each field of a message that names one; joint values are in none.
+
+    Raises:
+        InterfaceError: two frames for one field.
+    """
+    frames: dict[str, str] = {}
+    for source, frame in sources:
+        if frame == JOINT_FRAME:
+            continue
+        child = source.type == ODOMETRY and source.field.startswith("twist.")
+        path = "child_frame_id" if child else "header.frame_id"
+        if frames.setdefault(path, frame) != frame:
+            both = sorted({frame, frames[path]})
+            raise InterfaceError(
+                f"topic '{source.topic}': blocks in two frames {both}, but {path} names one; "
+                "give these blocks the same frame"
+            )
+    return frames
 
 
 def observed_codecs(interface: RobotInterface) -> dict[str, TopicCodec]:
@@ -153,7 +188,4 @@ def _codecs(sources: list[tuple[Source, str]]) -> dict[str, TopicCodec]:
     topics: dict[str, list[tuple[Source, str]]] = {}
     for source, frame in sources:
         topics.setdefault(source.topic, []).append((source, frame))
-    return {
-        topic: TopicCodec([source for source, _ in items], items[0][1])
-        for topic, items in topics.items()
-    }
+    return {topic: TopicCodec(items) for topic, items in topics.items()}

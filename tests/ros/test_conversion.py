@@ -135,6 +135,68 @@ def test_joints_are_found_by_name_in_any_order():
         codec.decode(message)
 
 
+def test_messages_in_another_frame_are_refused():
+    from qam_ros.nodes.sensors import command_codecs, sensor_codecs
+
+    interface = load_interface("ur5e_2f85")
+    codec = sensor_codecs(interface)["effector_pose"]
+    pose = {
+        "pose.position": [0.4, 0.0, 0.2],
+        "pose.orientation": [1.0, 0.0, 0.0, 0.0],
+    }
+    message = codec.encode(1, pose)
+    assert message.header.frame_id == "world"
+    codec.decode(message)
+    message.header.frame_id = ""  # many drivers leave it empty
+    codec.decode(message)
+    message.header.frame_id = "camera"
+    with pytest.raises(InterfaceError, match=r"'effector_pose'.*'camera'.*'world'"):
+        codec.decode(message)
+    # Joint values have no frame in space: their drivers may write there what they like.
+    joints = sensor_codecs(interface)["joint_states"]
+    message = joints.encode(1, {"position": np.zeros(6), "velocity": np.zeros(6)})
+    assert message.header.frame_id == ""
+    message.header.frame_id = "base"
+    joints.decode(message)
+    assert command_codecs(interface)["target_pose"].encode(1, pose).header.frame_id == (
+        "world"
+    )
+
+
+def test_blocks_of_one_topic_share_a_frame():
+    from qam_ros.nodes.sensors import sensor_codecs
+
+    interface = load_interface("ur5e_2f85")
+    blocks = tuple(
+        dataclasses.replace(block, frame="base")
+        if block.name == "effector_yaw"
+        else block
+        for block in interface.observation
+    )
+    with pytest.raises(InterfaceError, match=r"'effector_pose'.*'base', 'world'"):
+        sensor_codecs(dataclasses.replace(interface, observation=blocks))
+
+
+def test_the_velocity_of_an_odometry_is_in_its_child_frame():
+    from qam_ros.contract.interface import Source
+    from qam_ros.nodes.sensors import TopicCodec
+
+    kind = "nav_msgs/msg/Odometry"
+    codec = TopicCodec(
+        [
+            (Source("odom", kind, "pose.pose.position"), "odom"),
+            (Source("odom", kind, "twist.twist.linear"), "base_link"),
+        ]
+    )
+    zeros = np.zeros(3)
+    message = codec.encode(1, dict.fromkeys(codec.fields, zeros))
+    assert (message.header.frame_id, message.child_frame_id) == ("odom", "base_link")
+    codec.decode(message)
+    message.child_frame_id = "odom"
+    with pytest.raises(InterfaceError, match=r"child_frame_id 'odom'.*'base_link'"):
+        codec.decode(message)
+
+
 def test_sources_that_contradict_each_other_are_refused():
     from qam_ros.contract.interface import Source
     from qam_ros.nodes.sensors import TopicCodec
@@ -143,11 +205,10 @@ def test_sources_that_contradict_each_other_are_refused():
     with pytest.raises(InterfaceError, match="different joints"):
         TopicCodec(
             [
-                Source("a", joint, "position", ("x",)),
-                Source("a", joint, "effort", ("y",)),
-            ],
-            "",
+                (Source("a", joint, "position", ("x",)), "joint"),
+                (Source("a", joint, "effort", ("y",)), "joint"),
+            ]
         )
     pose = Source("a", "geometry_msgs/msg/PoseStamped", "pose.position")
     with pytest.raises(InterfaceError, match="two message types"):
-        TopicCodec([Source("a", joint, "position", ("x",)), pose], "")
+        TopicCodec([(Source("a", joint, "position", ("x",)), "joint"), (pose, "world")])
