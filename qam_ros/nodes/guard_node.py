@@ -137,6 +137,7 @@ class GuardNode(LifecycleNode):
             ramp_s=settings.ramp_s,
             human_timeout_s=settings.human_timeout_s,
             dry_run=settings.dry_run,
+            watch_odometry=not self._lockstep,
         )
         core = GuardCore(config, lockstep=self._lockstep)
         if settings.run_dir:

@@ -29,6 +29,7 @@ def guard_config(
     ramp_s: float = 0.0,
     human_timeout_s: float = 0.5,
     dry_run: bool = False,
+    watch_odometry: bool = False,
 ) -> GuardConfig:
     """Prepare the guard for a robot.
 
@@ -38,6 +39,9 @@ def guard_config(
         ramp_s: time in which the limits open after a start [s].
         human_timeout_s: oldest human action that is executed [s].
         dry_run: compute and report, command nothing.
+        watch_odometry: a base that is told to move but whose odometry repeats one position has a
+            frozen sensor or stands against something; stop it. Not in a simulation: its point
+            pushed against a wall comes to rest to the last bit, and goes on when told elsewhere.
 
     Raises:
         ConfigError: an absolute block lacks a measured value to start from.
@@ -59,7 +63,7 @@ def guard_config(
         velocity=modes == "velocity",
         inputs=tuple(_inputs(interface)),
         outputs=tuple(_output(interface, block) for block in interface.action),
-        watches=tuple(_watches(interface)),
+        watches=tuple(_watches(interface, odometry=watch_odometry)),
         max_ages_s=np.asarray([block.max_age_s for block in interface.observation]),
         period_ns=round(interface.control_period_s * 1e9),
         hold_ticks=hold_ticks,
@@ -114,15 +118,18 @@ def _output(interface: RobotInterface, block: ActionBlock) -> CommandOutput:
     )
 
 
-def _watches(interface: RobotInterface) -> list[Watch]:
+def _watches(interface: RobotInterface, *, odometry: bool) -> list[Watch]:
     """Joint positions [rad, m] and measured poses: their last bits move whenever the robot does."""
     measured = {
         block.measured.topic for block in interface.action if block.measured is not None
     }
+    moving = {"sensor_msgs/msg/JointState"}
+    if odometry and any(block.mode == "velocity" for block in interface.action):
+        moving.add("nav_msgs/msg/Odometry")
     indices: dict[str, list[int]] = {}
     for block in interface.observation:
-        joints = block.source.type == "sensor_msgs/msg/JointState"
-        if block.unit in ("m", "rad") and (joints or block.source.topic in measured):
+        watched = block.source.type in moving or block.source.topic in measured
+        if block.unit in ("m", "rad") and watched:
             where = interface.observation_slices[block.name]
             indices.setdefault(block.source.topic, []).extend(
                 range(where.start, where.stop)

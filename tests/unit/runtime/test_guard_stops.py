@@ -4,8 +4,11 @@
 import numpy as np
 import pytest
 
+from qam_ros.contract.interface import load_interface
 from qam_ros.contract.messages import HumanAction
 from qam_ros.contract.transition import ActionSource, GuardMode, LimitBit
+from qam_ros.runtime.guard_config import guard_config
+from qam_ros.runtime.guard_core import GuardCore
 
 ACTION = np.array([0.3, -0.2, 0.5, 0.1, -0.4], dtype=np.float32)
 HUGE = np.float32(3e38)
@@ -184,6 +187,47 @@ def test_frozen_proprioception_stops_within_maximum_age_and_three_periods(rig):
     stop = next(k for k, r in enumerate(reports) if r.mode == GuardMode.SAFE_STOP)
     assert (first + 1) * 0.05 > 0.15
     assert (stop + 1) * 0.05 <= 0.2 + 3 * 0.05 + 1e-9
+
+
+@pytest.fixture
+def base(helpers):
+    """Drives a base at 2 m/s; its odometry repeats one value."""
+
+    def drive(ticks, *, position=(1.0, 2.0), noise=0.0, **settings):
+        config = guard_config(load_interface("mobile_base"), **settings)
+        core, reports = GuardCore(config, lockstep=False), []
+        core.on_event(helpers.event())
+        generator = np.random.default_rng(0)
+        for k in range(ticks):
+            stamp_ns = k * config.period_ns
+            observation = np.array(position) + noise * generator.normal(size=2)
+            proposal = helpers.proposal(
+                k, stamp_ns, [1.0, 0.0], observation=observation.astype(np.float32),
+                ages_s=np.zeros(1, np.float32),
+            )  # fmt: skip
+            output = core.tick(stamp_ns, proposal, stamp_ns)
+            reports.append(output.report)
+        return reports, output
+
+    return drive
+
+
+def test_frozen_odometry_stops_a_base_within_maximum_age_and_three_periods(base):
+    reports, output = base(30, watch_odometry=True)
+    first = next(k for k, r in enumerate(reports) if r.limit_bits & LimitBit.FROZEN)
+    stop = next(k for k, r in enumerate(reports) if r.mode == GuardMode.SAFE_STOP)
+    assert reports[first].mode == GuardMode.HOLD
+    assert first * 0.1 > 0.3
+    assert stop * 0.1 <= 0.3 + 3 * 0.1 + 1e-9
+    np.testing.assert_array_equal(output.commands["cmd_vel"]["twist.linear"], 0.0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"watch_odometry": True, "noise": 1e-3}, {"watch_odometry": False}]
+)
+def test_a_base_that_is_seen_to_move_or_is_simulated_goes_on(base, settings):
+    reports, _ = base(30, **settings)
+    assert all(report.mode == GuardMode.ACTIVE for report in reports)
 
 
 def test_a_robot_told_to_rest_may_have_constant_sensors(rig):
