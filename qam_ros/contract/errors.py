@@ -40,10 +40,6 @@ class ArtifactError(QamError):
     """A policy artifact is missing, damaged, of another version or oversize."""
 
 
-class GateError(QamError):
-    """New weights cannot be offered to a running policy."""
-
-
 class StreamError(QamError):
     """The transition stream received or holds something that breaks its protocol."""
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
@@ -12,6 +13,8 @@ from rclpy.node import Node
 from qam_ros.contract.errors import ConfigError
 
 Settings = TypeVar("Settings")
+
+MIN_KEY_BYTES: Final = 16
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,22 @@ def _range_text(row: Parameter) -> str:
     if row.low is None or row.high is None:
         return ""
     return f" from {row.low} to {row.high}" + (f" [{row.unit}]" if row.unit else "")
+
+
+def read_key(path: str) -> bytes | None:
+    """Key that policy updates are signed with, shared by learner and policy; None without a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or the key is too short.
+    """
+    if not path:
+        return None
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as problem:
+        raise ConfigError(f"hmac_key: cannot read '{path}': {problem}") from problem
+    if len(key) < MIN_KEY_BYTES:
+        raise ConfigError(
+            f"hmac_key: '{path}' holds {len(key)} bytes; use at least {MIN_KEY_BYTES} random ones"
+        )
+    return key

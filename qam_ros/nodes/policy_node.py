@@ -17,7 +17,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import Trigger
 
 from qam_ros.contract.artifact import read_artifact
-from qam_ros.contract.errors import ConfigError, QamError
+from qam_ros.contract.errors import QamError
 from qam_ros.contract.interface import load_interface
 from qam_ros.contract.messages import (
     ActionProposal,
@@ -26,7 +26,7 @@ from qam_ros.contract.messages import (
     PolicyUpdate,
 )
 from qam_ros.nodes import qos
-from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
+from qam_ros.nodes.parameters import COMMON, Parameter, read_key, read_parameters
 from qam_ros.nodes.policy_control import PolicyControl
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
@@ -173,7 +173,7 @@ class PolicyNode(LifecycleNode):
             OnnxSampler(artifact),
             robot=interface.robot,
             budget=settings.swap_budget,
-            key=_read_key(settings.hmac_key),
+            key=read_key(settings.hmac_key),
         )
         self.get_logger().info(
             f"policy version {core.version} of run {artifact.manifest.run_id}, golden chunks within "
@@ -263,20 +263,6 @@ class PolicyNode(LifecycleNode):
         if core.bad_chunks:
             return False, "the policy gives chunks that are not finite", values
         return True, "proposing" if control.running else "inactive", values
-
-
-def _read_key(path: str) -> bytes | None:
-    if not path:
-        return None
-    try:
-        key = Path(path).read_bytes().strip()
-    except OSError as problem:
-        raise ConfigError(f"hmac_key: cannot read '{path}': {problem}") from problem
-    if len(key) < 16:
-        raise ConfigError(
-            f"hmac_key: '{path}' holds {len(key)} bytes; use at least 16 random ones"
-        )
-    return key
 
 
 def run(stop: Stop, args: list[str] | None) -> int:

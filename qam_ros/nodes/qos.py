@@ -39,8 +39,8 @@ EVENT_IN = _profile(10, kept=True)
 """Episode events at guard and policy: one that joins late must know what episode runs."""
 BATCH = _profile(64)
 """Transition batches: reliable; what is lost all the same is resent, so nothing need be kept."""
-ACK = _profile(64, kept=True)
-"""Acknowledgements: the last one tells a restarted stream node where to go on."""
+ACK = _profile(64)
+"""Acknowledgements: a later one covers those before, and a batch sent again is acknowledged again."""
 UPDATE = _profile(64)
 """Parts of policy updates: reliable; a robot that joins late is offered the update again."""
 STATUS = _profile(1, kept=True)

@@ -31,7 +31,7 @@ from qam_ros.contract.messages import (
     TransitionBatch,
 )
 from qam_ros.nodes import qos
-from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
+from qam_ros.nodes.parameters import COMMON, Parameter, read_key, read_parameters
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, now_ns, spin_node
 from qam_train.agents.qam import QAMAgent
@@ -45,7 +45,6 @@ from qam_train.learner_config import LearnerConfig
 HEARTBEAT_S: Final = 0.1
 IDLE_S: Final = 0.005  # rows come in batches every 50 ms, so this costs no speed
 STOP_TIMEOUT_S: Final = 2.0
-MIN_KEY_BYTES: Final = 16
 
 PARAMETERS: Final = (
     *(row for row in COMMON if row.name in ("robot", "overlay")),
@@ -203,23 +202,8 @@ def make_core(settings: LearnerSettings) -> LearnerCore:
         run_dir,
         robot=robot,
         run_id=run_dir.name,
-        key=_read_key(settings.hmac_key),
+        key=read_key(settings.hmac_key),
     )
-
-
-def _read_key(path: str) -> bytes | None:
-    """The shared key as the policy node reads it, None without a file."""
-    if not path:
-        return None
-    try:
-        key = Path(path).read_bytes().strip()
-    except OSError as problem:
-        raise ConfigError(f"hmac_key: cannot read '{path}': {problem}") from problem
-    if len(key) < MIN_KEY_BYTES:
-        raise ConfigError(
-            f"hmac_key: '{path}' holds {len(key)} bytes; use at least {MIN_KEY_BYTES} random ones"
-        )
-    return key
 
 
 def _check_robot(settings: LearnerSettings, artifact: Artifact) -> None:

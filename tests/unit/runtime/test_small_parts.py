@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bus, clocks, timing, phase."""
+"""Bus, timing, phase."""
 
 import numpy as np
 import pytest
 
 from qam_ros.runtime.bus import Bus
-from qam_ros.runtime.clock import ManualClock, MonotonicClock
 from qam_ros.runtime.phase import PhasePacer
 from qam_ros.runtime.timing import (
     TimingRing,
@@ -51,15 +50,6 @@ def test_bus_forgets_those_who_leave():
     bus.publish("a", 2)
     bus.spin()
     assert seen == [-1, -2]
-
-
-def test_clocks():
-    clock = ManualClock(5)
-    assert clock.advance(10) == 15
-    clock.set(3)
-    assert clock.now_ns() == 3
-    real = MonotonicClock()
-    assert real.now_ns() <= real.now_ns()
 
 
 def test_ring_keeps_the_newest_values_in_order():
