@@ -212,4 +212,5 @@ def _usable(field: str, values: Values) -> bool:
     """Finite, and not a quaternion of length zero, which nothing can normalise."""
     if not np.all(np.isfinite(values)):
         return False
-    return not field.endswith("orientation") or np.linalg.norm(values) >= MIN_QUATERNION
+    length = float(np.linalg.norm(values))
+    return not field.endswith("orientation") or length >= MIN_QUATERNION

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from qam_ros.contract.errors import ConfigError
 
@@ -56,7 +57,7 @@ def call(verb: str, namespace: str, timeout_s: float) -> tuple[bool, str]:
     try:
         executor.add_node(node)
         name = "/".join(["", *filter(None, namespace.split("/")), "episode", verb])
-        client = node.create_client(Trigger, name)
+        client: Any = node.create_client(Trigger, name)
         found = client.wait_for_service(timeout_sec=timeout_s)
         future = client.call_async(Trigger.Request()) if found else None
         if future is not None:
