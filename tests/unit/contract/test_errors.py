@@ -22,7 +22,6 @@ def test_every_error_is_a_qam_error_with_its_evidence() -> None:
         "Transition",
         "Dataset",
         "Artifact",
-        "Gate",
         "Stream",
         "Config",
     )
