@@ -139,8 +139,11 @@ class System:
 
     def expect(self, condition: Callable[[], object], what: str, timeout_s: float = 30):
         """Wait for a condition; fails with the graph's logs when it does not come."""
-        if not self.graph.wait(condition, timeout_s):
-            pytest.fail(f"waited {timeout_s} s for: {what}\n{self.text()}")
+        self.graph.wait(
+            lambda: condition() or self.up.exit_code() is not None, timeout_s
+        )
+        if not condition():
+            pytest.fail(f"waited for {what}, {timeout_s} s at most\n{self.text()}")
 
     def after(self, begin: int = 0) -> list[GuardReport]:
         """Guard reports from an index on."""

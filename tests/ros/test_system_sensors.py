@@ -131,8 +131,10 @@ def test_a_dry_run_reports_what_it_would_do_and_commands_nothing(
     artifact, tmp_path_factory
 ):
     folder = tmp_path_factory.mktemp("dry") / "run"
-    with run_system(folder, "ur5e_2f85", "policy", f"artifact:={artifact}") as system:
-        system.add("plant_node", world="cube-single", pace="realtime")
+    words = ["policy", f"artifact:={artifact}", "use_sim_time:=true"]
+    with run_system(folder, "ur5e_2f85", *words) as system:
+        # Nobody commands, so every step takes this long.
+        system.add("plant_node", world="cube-single", command_timeout_s=0.2)
         system.expect(
             lambda: sum(r.mode == GuardMode.DRY_RUN for r in system.reports) >= 10,
             "ticks of a dry run",
