@@ -96,6 +96,8 @@ class LearnerCore:
         self.config = config
         self.run_dir = run_dir
         self.run_id = run_id
+        self.robot = robot
+        self.foreign_statuses = 0
         self.trainer = OnlineTrainer(config, agent, offline)
         self._artifact = artifact
         self._sampler = OnnxSampler(artifact)
@@ -139,7 +141,10 @@ class LearnerCore:
         self._arrive(self.store.append(rows))
 
     def heard(self, status: PolicyStatus) -> None:
-        """Take in what the robot runs and its last verdict."""
+        """Take in what the robot runs and its last verdict; another robot's is only counted."""
+        if status.robot != self.robot:
+            self.foreign_statuses += 1
+            return
         self.offers.heard(status)
 
     def outgoing(self) -> list[PolicyUpdate]:

@@ -162,6 +162,7 @@ class LearnerNode(Node):
             "batches_with_gap": core.downlink.gaps,
             "batches_refused": self._refused,
             "rows_unusable": core.downlink.unusable,
+            "statuses_of_other_robots": core.foreign_statuses,
             "masked": counters.masked,
             "row_gaps": counters.gaps,
         }

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,17 @@ def test_versions_are_offered_until_the_robot_answers(make_core, rows_of):
     assert core.finished
     record = core.offers.folder.records[4]
     assert (record.accepted, record.reason, record.updates) == (False, "too far", 60)
+    core.close()
+
+
+def test_the_verdict_of_another_robot_is_counted_and_changes_nothing(
+    make_core, rows_of
+):
+    core = make_core()
+    core.take(rows_of([60]))
+    work_off(core)
+    core.heard(replace(status(1, 1, accepted=False, swaps=0), robot="somebody"))
+    assert (core.outgoing(), core.foreign_statuses) == ([], 1)
     core.close()
 
 
