@@ -172,5 +172,9 @@ def test_a_robot_in_real_time_moves_and_learns_by_its_operator_alone(system):
     assert rows["terminated"].tolist() == [0] * (rows.size - 1) + [1]
     assert rows["reward"].tolist() == [-1.0] * (rows.size - 1) + [0.0]
     assert rows["has_next"][-1]
-    held = [r for r in system.reports if r.is_row and r.masked]
-    assert int(rows["masked"].sum()) <= len(held)
+    reports = [r for r in system.reports if r.is_row]
+    held = sum(r.masked for r in reports)
+    # On a loaded machine a period may pass without an observation: the row before it has no next.
+    periods = np.diff([r.observation_stamp_ns for r in reports]) * 1e-9
+    gaps = np.abs(periods / BASE.control_period_s - 1) >= 0.5
+    assert int(rows["masked"].sum()) <= held + int(gaps.sum())
