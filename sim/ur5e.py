@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qam_ros.contract.errors import check_shape
+from sim.objects import object_sensors, xyzw
 from sim.seeding import global_numpy_seed
 from sim.worlds import (
     Commands,
@@ -57,7 +58,6 @@ class UR5eWorld:
             self._env.reset(seed=0)
         self.control_period_s = float(self._env.control_timestep())
         self._pad_id = self._env.model.body("ur5e/robotiq/right_pad").id
-        self._objects = range(getattr(self._env, "_num_cubes", 0))
         # Only scenes with buttons read what pre_step stores; it costs a tenth of a step.
         self._needs_pre_step = hasattr(self._env, "_num_buttons")
         self._target: tuple[Any, float] | None = None
@@ -79,10 +79,10 @@ class UR5eWorld:
         self._target = (self._measured_pose(), self._gripper_opening())
 
     def sensors(self) -> Sensors:
-        """Joint states [rad, rad/s], effector and object poses [m, xyzw], gripper.
+        """Joint states [rad, rad/s], effector pose [m, xyzw], gripper, and the scene's objects.
 
         Topics: `joint_states`, `effector_pose`, `gripper_state` (position: opening 0..1, effort:
-        contact 0..1), `object_pose` and, with several cubes, `object_1_pose` and so on.
+        contact 0..1), and those of `object_sensors`.
         """
         env = self._env
         data = env.data
@@ -94,20 +94,14 @@ class UR5eWorld:
             },
             "effector_pose": {
                 "pose.position": data.site_xpos[env._pinch_site_id].copy(),
-                "pose.orientation": _xyzw(self._effector_wxyz()),
+                "pose.orientation": xyzw(self._effector_wxyz()),
             },
             "gripper_state": {
                 "position": np.array([self._gripper_opening()]),
                 "effort": np.array([np.clip(contact, 0.0, 1.0)]),
             },
         }
-        for index in self._objects:
-            qpos = data.joint(f"object_joint_{index}").qpos
-            sensors["object_pose" if index == 0 else f"object_{index}_pose"] = {
-                "pose.position": qpos[:3].copy(),
-                "pose.orientation": _xyzw(qpos[3:7]),
-            }
-        return sensors
+        return sensors | object_sensors(env)
 
     def apply(self, commands: Commands) -> None:
         """Take over `target_pose` (pose.position, pose.orientation) and `gripper_command`.
@@ -209,10 +203,6 @@ class UR5eWorld:
     def _gripper_opening(self) -> float:
         angle = self._env.data.qpos[self._env._gripper_opening_joint_id]
         return float(np.clip(angle / DRIVER_CLOSED_RAD, 0.0, 1.0))
-
-
-def _xyzw(wxyz: Values) -> Values:
-    return wxyz[[1, 2, 3, 0]]
 
 
 def _with_seeded_actions(constructor: Any) -> Any:

@@ -88,12 +88,12 @@ class WorldInfo:
 
 WORLDS: dict[str, WorldInfo] = {
     "cube-single": WorldInfo("cube-single", "ur5e", "ur5e_2f85"),
-    "cube-double": WorldInfo("cube-double", "ur5e", None),
-    "cube-triple": WorldInfo("cube-triple", "ur5e", None),
-    "cube-quadruple": WorldInfo("cube-quadruple", "ur5e", None),
-    "scene": WorldInfo("scene", "ur5e", None),
-    "puzzle-3x3": WorldInfo("puzzle-3x3", "ur5e", None),
-    "puzzle-4x4": WorldInfo("puzzle-4x4", "ur5e", None),
+    "cube-double": WorldInfo("cube-double", "ur5e", "ur5e_cube_double"),
+    "cube-triple": WorldInfo("cube-triple", "ur5e", "ur5e_cube_triple"),
+    "cube-quadruple": WorldInfo("cube-quadruple", "ur5e", "ur5e_cube_quadruple"),
+    "scene": WorldInfo("scene", "ur5e", "ur5e_scene"),
+    "puzzle-3x3": WorldInfo("puzzle-3x3", "ur5e", "ur5e_puzzle_3x3"),
+    "puzzle-4x4": WorldInfo("puzzle-4x4", "ur5e", "ur5e_puzzle_4x4"),
     "pointmaze-medium": WorldInfo("pointmaze-medium", "point", "mobile_base"),
     "pointmaze-large": WorldInfo("pointmaze-large", "point", "mobile_base"),
     "pointmaze-giant": WorldInfo("pointmaze-giant", "point", "mobile_base"),
