@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import multiprocessing
 import os
 import time
@@ -36,12 +35,12 @@ from rich.progress import (
 )
 
 from qam_ros.contract.errors import ConfigError, QamError
+from qam_train.intervals import wilson_interval
 from qam_train.loops.evaluator import EvaluationConfig, Evaluator
 from sim.plant import EpisodeRecord
 
 # One thread each: workers share the cores among themselves.
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,6 @@ class EvalResult:
             "mean_length": float(np.mean(self.lengths)),
             "seconds": self.seconds,
         }
-
-
-def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """95 % interval of a success rate (Wilson score, E. B. Wilson 1927)."""
-    if episodes == 0:
-        return 0.0, 1.0
-    rate, spread = successes / episodes, _Z_95**2 / episodes
-    centre = rate + spread / 2
-    half = math.sqrt(spread * (rate * (1 - rate) + spread / 4))
-    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-    return max(0.0, low), min(1.0, high)
 
 
 def evaluate(
