@@ -77,12 +77,12 @@ class WorldInfo:
 
     Attributes:
         environment: OGBench's name without task and version.
-        family: which class speaks for it: `ur5e` or `point`.
+        family: which class speaks for it: `ur5e`, `point` or `ant`.
         robot: name of the shipped robot interface that fits its observation; None where none does.
     """
 
     environment: str
-    family: Literal["ur5e", "point"]
+    family: Literal["ur5e", "point", "ant"]
     robot: str | None
 
 
@@ -97,6 +97,9 @@ WORLDS: dict[str, WorldInfo] = {
     "pointmaze-medium": WorldInfo("pointmaze-medium", "point", "mobile_base"),
     "pointmaze-large": WorldInfo("pointmaze-large", "point", "mobile_base"),
     "pointmaze-giant": WorldInfo("pointmaze-giant", "point", "mobile_base"),
+    "antmaze-medium": WorldInfo("antmaze-medium", "ant", "ant"),
+    "antmaze-large": WorldInfo("antmaze-large", "ant", "ant"),
+    "antmaze-giant": WorldInfo("antmaze-giant", "ant", "ant"),
 }
 TASKS = range(1, 6)
 _SINGLETASK = re.compile(r"^(?P<world>.+?)-singletask(-task(?P<task>\d))?-v0$")
@@ -151,9 +154,13 @@ def make_world(name: str, task: int | None = None, mode: Mode = "task") -> World
     """
     world, task = split_name(name, task)
     info = WORLDS[world]
+    if info.family != "ur5e" and mode != "task":
+        raise ConfigError(f"world {world!r} has no mode {mode!r}; use mode 'task'")
+    if info.family == "ant":
+        from sim.ant import AntWorld
+
+        return AntWorld(world, task)
     if info.family == "point":
-        if mode != "task":
-            raise ConfigError(f"world {world!r} has no mode {mode!r}; use mode 'task'")
         from sim.point import PointWorld
 
         return PointWorld(world, task)
