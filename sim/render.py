@@ -233,7 +233,7 @@ def _positions(
 
 def _goal(world: World) -> NDArray[np.float64]:
     environment = world.environment
-    if WORLDS[world.name].family == "point":
+    if WORLDS[world.name].family != "ur5e":
         return np.array([*environment.cur_goal_xy, 0.0])
     mocap = environment.data.mocap_pos
     return np.array(mocap[0]) if len(mocap) else np.full(3, np.nan)
