@@ -151,6 +151,12 @@ class CellConfig:
                 f"nothing, or a number in [0, {upper}]",
                 value,
             )
+        require(
+            self.online_budget is None or hasattr(self.agent, "dual"),
+            "online_budget",
+            f"nothing, since {self.algorithm or self.method} has no trust region",
+            self.online_budget,
+        )
 
     @property
     def trains(self) -> Method:
