@@ -125,7 +125,11 @@ class AntWorld:
         self._steps += 1
         truncated = not terminated and self._steps >= self.max_episode_steps
         return StepResult(
-            float(reward), bool(terminated), truncated, bool(info["success"])
+            reward=float(reward),
+            terminated=bool(terminated),
+            truncated=truncated,
+            success=bool(info["success"]),
+            fallen=bool(fallen(self._env.data.qpos[None])[0]),
         )
 
     def observation(self) -> Values:

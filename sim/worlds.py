@@ -28,13 +28,15 @@ class StepResult:
     """What one control step gave.
 
     OGBench's single-task worlds report reward, termination and success of the state *before* the
-    action (`success_timing='pre'`): success arrives one control step late.
+    action (`success_timing='pre'`): success arrives one control step late. `fallen` is of the state
+    after it: the robot lies where it cannot get up, which ends an episode of data, not of a task.
     """
 
     reward: float
     terminated: bool
     truncated: bool
     success: bool
+    fallen: bool = False
 
 
 class World(Protocol):
