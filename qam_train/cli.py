@@ -17,9 +17,10 @@ from rich.table import Table
 
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
 from qam_ros.contract.errors import ConfigError
-from qam_train.config import OfflineConfig, load_config
+from qam_train.config import load_config
 from qam_train.data.dataset import FlatDataset
 from qam_train.loops.offline import train_offline
+from qam_train.offline_config import OfflineConfig
 from qam_train.parity import PRECISIONS, Comparison, UnsupportedRecordingError, compare
 
 

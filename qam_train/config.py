@@ -8,6 +8,7 @@ runs is decided by the class that reads the settings, never by a setting.
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -179,50 +180,6 @@ class StageConfig:
         return self.lr_start + (self.lr_end - self.lr_start) * share
 
 
-@dataclass(frozen=True)
-class OfflineConfig:
-    """Offline training: behaviour cloning, then adjoint matching.
-
-    Args:
-        seed: of initialisation, sampling and training noise.
-        pad_terminated: keep chunks that cross a terminated end: actions after it come from other
-            rows (mask 0, valid 1). False: such chunks weigh 0 (official code).
-        standardise: observations enter the nets as (s - mean) / (std + 0.01) of the data.
-        matmul_precision: torch's float32 matmul precision. 'medium' is faster on some CPUs and
-            rounds to bfloat16 on others.
-        threads: CPU threads.
-        log_every, checkpoint_every: in updates.
-        keep_checkpoints: older checkpoints are removed; 0 keeps all.
-        behaviour: the behaviour-cloning stage; 0 updates: no warm start, nets start independently.
-        offline: the adjoint-matching stage.
-        agent: the agent's numbers.
-    """
-
-    seed: int = 0
-    pad_terminated: bool = False
-    standardise: bool = True
-    matmul_precision: typing.Literal["highest", "high", "medium"] = "highest"
-    threads: int = 1
-    log_every: int = 100
-    checkpoint_every: int = 10_000
-    keep_checkpoints: int = 3
-    behaviour: StageConfig = field(default_factory=StageConfig)
-    offline: StageConfig = field(default_factory=lambda: StageConfig(updates=1_000_000))
-    agent: AgentConfig = field(default_factory=AgentConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "log_every", "checkpoint_every"):
-            require(
-                getattr(self, name) >= 1, name, "a positive number", getattr(self, name)
-            )
-        require(
-            self.keep_checkpoints >= 0,
-            "keep_checkpoints",
-            "a number >= 0",
-            self.keep_checkpoints,
-        )
-
-
 def require(holds: bool, name: str, expected: str, got: object) -> None:  # noqa: FBT001
     """Refuse a setting that does not hold.
 
@@ -243,6 +200,9 @@ def require_positive(config: Any, name: str) -> None:
 def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
     """Build a settings dataclass from nested mappings.
 
+    A dataclass whose fields' classes depend on its other keys says so in a classmethod
+    `field_types(mapping)`: field name -> dataclass; such a field need not be in the mapping.
+
     Args:
         kind: the dataclass.
         mapping: field names to values; missing fields keep their defaults.
@@ -253,7 +213,11 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str = "config
     """
     hints = typing.get_type_hints(kind)
     valid = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
+    chosen = _chosen_types(kind, mapping, where)
+    values: dict[str, Any] = {
+        name: from_mapping(chosen[name], {}, where) for name in chosen.keys() - mapping
+    }
+    hints |= chosen
     for key, value in mapping.items():
         if key not in valid:
             raise ConfigError(
@@ -264,6 +228,19 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str = "config
         return kind(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _chosen_types(
+    kind: type, mapping: Mapping[str, Any], where: str
+) -> dict[str, type]:
+    choose = getattr(kind, "field_types", None)
+    if choose is None:
+        return {}
+    try:
+        found: dict[str, type] = choose(mapping)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return found
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -363,5 +340,11 @@ def _apply_override(mapping: dict[str, Any], override: str) -> None:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a settings dataclass as YAML."""
-    path.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+    """Write a settings dataclass as YAML, whole or not at all."""
+    text = yaml.safe_dump(to_mapping(config), sort_keys=False)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -36,7 +36,7 @@ from qam_ros.runtime import gate
 from qam_ros.runtime.sampler import OnnxSampler
 from qam_ros.runtime.store import TransitionStore
 from qam_ros.runtime.stream import Downlink
-from qam_train.agents.qam import QAMAgent
+from qam_train.agents.restore import Agent
 from qam_train.checkpoint import (
     checkpoint_path,
     latest_checkpoint,
@@ -82,7 +82,7 @@ class LearnerCore:
     def __init__(
         self,
         config: LearnerConfig,
-        agent: QAMAgent,
+        agent: Agent,
         artifact: Artifact,
         offline: FlatDataset,
         run_dir: Path,

@@ -31,6 +31,8 @@ class LearnerConfig:
         start_rows: rows collected before the first update.
         online_fraction: share of online rows in a batch; None: every row is equally likely.
         pad_terminated: as in offline training.
+        budget: of the trust region from the first online update on [nats per control period]; None: as
+            offline. Only methods with a trust region take one.
         lr_start: learning rate of the first update.
         lr_end: of the last one; linear between them.
         offer_every: updates between two versions offered to the robot.
@@ -53,6 +55,7 @@ class LearnerConfig:
     start_rows: int = 5000
     online_fraction: float | None = None
     pad_terminated: bool = False
+    budget: float | None = None
     lr_start: float = 3e-4
     lr_end: float = 3e-4
     offer_every: int = 1000
@@ -93,6 +96,12 @@ class LearnerConfig:
             _require(
                 getattr(self, name) > 0, name, "a positive number", getattr(self, name)
             )
+        _require(
+            self.budget is None or self.budget > 0,
+            "budget",
+            "a positive number",
+            self.budget,
+        )
         _require(
             self.start_rows < self.online_steps,
             "start_rows",

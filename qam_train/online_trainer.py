@@ -6,7 +6,6 @@ It knows no ROS, no robot and no files: the learner node and `qam finetune` driv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from qam_ros.contract.errors import ConfigError
-from qam_train.agents.qam import QAMAgent
 from qam_train.agents.restore import Agent, agent_metadata, agent_tensors, restore_agent
 from qam_train.checkpoint import Checkpoint
 from qam_train.config import to_mapping
@@ -22,7 +20,7 @@ from qam_train.data.dataset import FlatDataset
 from qam_train.data.replay import Replay
 from qam_train.data.stream_replay import Rows, StreamReplay
 from qam_train.learner_config import LearnerConfig
-from qam_train.loops.offline import NonFiniteError
+from qam_train.offline_trainer import check_finite
 
 GENERATOR = "generator/learner"
 # Settings a resumed run may change: they do not change what is computed.
@@ -45,15 +43,20 @@ class OnlineTrainer:
 
     Args:
         config: settings.
-        agent: the agent after offline training; continues with its optimiser state.
+        agent: the agent after offline training; continues with its optimiser and dual state.
         offline: the dataset it was trained on.
+
+    Raises:
+        ConfigError: the settings give a budget to a method without a trust region.
     """
 
     def __init__(
-        self, config: LearnerConfig, agent: QAMAgent, offline: FlatDataset
+        self, config: LearnerConfig, agent: Agent, offline: FlatDataset
     ) -> None:
         self.config = config
         self.agent = agent
+        if config.budget is not None:
+            agent.aim_at(config.budget)
         self.stream = StreamReplay(Replay(offline, config.online_fraction))
         self.generator = torch.Generator(device=offline.rewards.device).manual_seed(
             config.seed
@@ -83,29 +86,17 @@ class OnlineTrainer:
         """One update; returns its metrics.
 
         Raises:
-            NonFiniteError: loss or gradient is not finite; the agent is not to be used any more.
+            NonFiniteError: loss or gradient is not finite; names the terms. The agent is not to be
+                used any more; the robot keeps its policy.
         """
-        settings, config = self.agent.config, self.config
-        batch = self.stream.replay.sample(
-            settings.batch_size,
-            settings.return_steps,
-            settings.discount,
-            self.generator,
-            pad_terminated=config.pad_terminated,
+        agent, config = self.agent, self.config
+        batch = agent.draw_batch(
+            self.stream.replay, self.generator, pad_terminated=config.pad_terminated
         )
-        noise = self.agent.draw_noise(settings.batch_size, self.generator)
-        metrics = self.agent.update(batch, noise, config.learning_rate(self.updates))
+        noise = agent.draw_noise(agent.config.batch_size, self.generator)
+        metrics = agent.update(batch, noise, config.learning_rate(self.updates))
         self.updates += 1
-        if not (
-            math.isfinite(metrics["loss"])
-            and math.isfinite(metrics["grad/global_norm"])
-        ):
-            raise NonFiniteError(
-                f"online update {self.updates}: loss {float(metrics['loss'])}, gradient norm "
-                f"{float(metrics['grad/global_norm'])}; expected finite numbers. The robot keeps its "
-                "policy; resume from the last checkpoint with a lower lr_start or tau",
-                update=self.updates,
-            )
+        check_finite(metrics, "online", self.updates)
         return metrics
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -127,9 +118,7 @@ class OnlineTrainer:
             ConfigError: it was made with other settings.
         """
         check_unchanged(to_mapping(self.config), held.metadata["config"])
-        agent: Agent = restore_agent(held)
-        assert isinstance(agent, QAMAgent)
-        self.agent = agent
+        self.agent = restore_agent(held, self.generator.device)
         self.generator.set_state(held.tensors[GENERATOR])
         self.updates = int(held.metadata["update"])
 

@@ -26,8 +26,7 @@ from qam_train.agents.common import (
 from qam_train.agents.heads import HeadNets
 from qam_train.config import AdjointConfig
 from qam_train.data.dataset import ChunkBatch
-from qam_train.networks import Field, Params, net, velocity_field, velocity_pullback
-from qam_train.optimizer import JointAdam
+from qam_train.networks import Field, Params, velocity_field, velocity_pullback
 
 C = TypeVar("C", bound=AdjointConfig)
 
@@ -66,6 +65,7 @@ class FlowPairAgent(Agent[C, QAMNoise]):
 
     averages: ClassVar = {"target_critic": "critic", "target_slow": "slow"}
     policy_net: ClassVar[str] = "fast"
+    behaviour_nets = ("slow", "target_slow", "fast")
 
     @classmethod
     def draw_nets(
@@ -121,23 +121,6 @@ class FlowPairAgent(Agent[C, QAMNoise]):
     def base_field(self, s: Tensor) -> Field:
         """f_beta bound to s, constant."""
         return velocity_field(self.constant, self.base, s)
-
-    @torch.no_grad()
-    def warm_start(self, behaviour: Params) -> None:
-        """Start from a cloned behaviour flow.
-
-        Copies it to slow and fast, sets the targets equal to the online nets and forgets the
-        optimiser's moments.
-
-        Args:
-            behaviour: tensors of the net 'slow'.
-        """
-        for name, value in net(behaviour, "slow").items():
-            self.trained[name].copy_(value)
-            self.trained[name.replace("slow", "fast", 1)].copy_(value)
-        for target, online in zip(self.targets.values(), self._followed, strict=True):
-            target.copy_(online)
-        self.optimizer = JointAdam(self.trained, self.config.clip_norm)
 
 
 class AdjointAgent(FlowPairAgent[C]):
@@ -255,6 +238,12 @@ class AdjointAgent(FlowPairAgent[C]):
             "dual/kl_average": self.dual.kl.clone(),
             "dual/budget": torch.full_like(kl, temperature.budget(self.config)),
         }
+
+    def aim_at(self, budget: float) -> None:
+        """Give the trust region another budget; its state goes on."""
+        if self.dual is None:
+            super().aim_at(budget)
+        self.config = self.parts.temperature.aimed_at(self.config, budget)
 
     def path_draws(self) -> int:
         """As the path takes them."""

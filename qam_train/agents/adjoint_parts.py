@@ -7,6 +7,7 @@ method's class (`parts`). Notation as in qam_train/adjoint.py; s observation (M,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -148,6 +149,9 @@ class TemperaturePart(Protocol):
     def budget(self, config: Any) -> float:
         """Path KL per control period that is aimed at; inf where none is."""
 
+    def aimed_at(self, config: Any, budget: float) -> Any:
+        """The settings with another budget."""
+
     def weight(self, config: Any, state: dual.DualState, cost: Tensor) -> Tensor:
         """Lambda of a loss whose adjoints cost C."""
 
@@ -170,6 +174,10 @@ class FixedTemperature:
     def budget(self, config: Any) -> float:  # noqa: ARG002
         """None is aimed at."""
         return float("inf")
+
+    def aimed_at(self, config: Any, budget: float) -> Any:  # noqa: ARG002
+        """There is no budget to change."""
+        return config
 
     def weight(
         self,
@@ -205,6 +213,12 @@ class DualTemperature:
     def budget(self, config: Any) -> float:
         """The trust region's."""
         return float(config.dual.budget)
+
+    def aimed_at(self, config: Any, budget: float) -> Any:
+        """Another budget of the trust region."""
+        return dataclasses.replace(
+            config, dual=dataclasses.replace(config.dual, budget=budget)
+        )
 
     def weight(self, config: Any, state: dual.DualState, cost: Tensor) -> Tensor:
         """dual.temperature."""

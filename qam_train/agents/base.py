@@ -10,6 +10,7 @@ from typing import ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from qam_ros.contract.errors import ConfigError
 from qam_train import critic
 from qam_train.agents.common import (
     Normaliser,
@@ -18,8 +19,8 @@ from qam_train.agents.common import (
     load_named,
 )
 from qam_train.config import MethodConfig
-from qam_train.data.dataset import ChunkBatch
-from qam_train.networks import Params, depth, detached, init_mlp
+from qam_train.data.dataset import ChunkBatch, Sampler, Source, UniformChunks
+from qam_train.networks import Params, depth, detached, init_mlp, net
 from qam_train.optimizer import JointAdam, lagged_average
 
 C = TypeVar("C", bound=MethodConfig)
@@ -33,11 +34,18 @@ class Agent(ABC, Generic[C, N]):
     A method says which nets it draws (draw_nets), what it minimises (loss), which random numbers
     that takes (draw_noise) and how it acts (policy). Time, noise and networks are arguments of pure
     functions; only update() changes anything.
+
+    Attributes:
+        algorithm: name of the method.
+        averages: net that is a moving average -> net it follows.
+        policy_net: the net whose output is an action chunk.
+        behaviour_nets: nets that a cloned behaviour flow is copied into, averages included.
     """
 
     algorithm: ClassVar[str]
     averages: ClassVar[Mapping[str, str]] = {"target_critic": "critic"}
-    policy_net: ClassVar[str]  # the net whose output is an action chunk
+    policy_net: ClassVar[str]
+    behaviour_nets: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: C, parameters: Params, normaliser: Normaliser) -> None:
         """Take over parameters; init() draws fresh ones.
@@ -135,6 +143,68 @@ class Agent(ABC, Generic[C, N]):
     def adapt(self, metrics: Metrics) -> Metrics:  # noqa: ARG002
         """Change what is not learnt by gradient, after the step; returns more metrics."""
         return {}
+
+    def sampler(self, *, pad_terminated: bool = False) -> Sampler:
+        """How the method draws its chunks."""
+        config = self.config
+        return UniformChunks(config.return_steps, config.discount, pad_terminated)
+
+    def draw_batch(
+        self,
+        source: Source,
+        generator: torch.Generator,
+        *,
+        pad_terminated: bool = False,
+    ) -> ChunkBatch:
+        """Batch of one update.
+
+        Args:
+            source: dataset or replay.
+            generator: source of the draws, on the rows' device.
+            pad_terminated: keep chunks that cross a terminated end, see FlatDataset.sample.
+
+        Raises:
+            DatasetError: there are not enough rows.
+        """
+        sampler = self.sampler(pad_terminated=pad_terminated)
+        return source.draw(sampler, self.config.batch_size, generator)
+
+    @torch.no_grad()
+    def warm_start(self, flow: Params) -> None:
+        """Start from a cloned flow: copy it into behaviour_nets.
+
+        The averages equal their nets again, and the optimiser's moments are forgotten.
+
+        Args:
+            flow: tensors of the net 'slow' of a FlowBCAgent.
+
+        Raises:
+            ConfigError: the method has no such nets, or nets of other sizes.
+        """
+        if not self.behaviour_nets:
+            raise ConfigError(
+                f"method '{self.algorithm}' has no behaviour flow; leave the behaviour stage out"
+            )
+        for name in self.behaviour_nets:
+            load_named(net(self.constant, name), copy_net(flow, "slow", name))
+        for target, online in zip(self.targets.values(), self._followed, strict=True):
+            target.copy_(online)
+        self.optimizer = JointAdam(self.trained, self.config.clip_norm)
+
+    def aim_at(self, budget: float) -> None:
+        """Give the trust region another budget [nats per control period].
+
+        Raises:
+            ConfigError: the method has no trust region, or the budget is not positive.
+        """
+        raise ConfigError(
+            f"method '{self.algorithm}' has no trust region to give a budget of {budget}; leave "
+            "budget out, or train trqam or sqam"
+        )
+
+    def explore(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """As act(), while rows are collected for training."""
+        return self.act(observations, noise)
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:

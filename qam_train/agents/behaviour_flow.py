@@ -41,6 +41,7 @@ class BehaviourFlowAgent(Agent[C, FlowActorNoise]):
     """Critic ensemble 'critic' and behaviour flow 'flow'."""
 
     policy_net: ClassVar[str] = "flow"
+    behaviour_nets: ClassVar[tuple[str, ...]] = ("flow",)
 
     @classmethod
     def draw_nets(

@@ -81,6 +81,7 @@ class GuidedAgent(BehaviourFlowAgent[C]):
     guided: ClassVar[Literal["target_flow", "flow"]] = "target_flow"
 
     averages: ClassVar = {"target_critic": "critic", "target_flow": "flow"}
+    behaviour_nets = ("flow", "target_flow")
 
     @classmethod
     def draw_nets(

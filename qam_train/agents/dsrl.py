@@ -63,6 +63,7 @@ class DSRLAgent(BehaviourFlowAgent[DSRLConfig]):
 
     algorithm = "dsrl"
     averages: ClassVar = {"target_critic": "critic", "target_flow": "flow"}
+    behaviour_nets = ("flow", "target_flow")
 
     @classmethod
     def draw_nets(

@@ -39,6 +39,7 @@ class FlowBCAgent(Agent[AdjointConfig, FlowNoise]):
     algorithm = "flow_bc"
     averages: ClassVar = {}
     policy_net = "slow"
+    behaviour_nets = ("slow",)
 
     @classmethod
     def draw_nets(

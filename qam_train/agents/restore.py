@@ -5,19 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from qam_ros.contract.errors import nearest
-from qam_train.agents.flow_bc import FlowBCAgent
-from qam_train.agents.qam import QAMAgent
+from qam_ros.contract.errors import ConfigError, nearest
+from qam_train.agents import base
 from qam_train.agents.registry import METHODS
 from qam_train.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from qam_train.config import from_mapping, to_mapping
 from qam_train.networks import Params
 
-Agent = QAMAgent | FlowBCAgent  # what the loops train; restore_agent knows every method
+Agent = base.Agent[Any, Any]  # of any method
 PREFIX = "agent/"
 
 
@@ -36,11 +35,14 @@ def agent_metadata(agent: Agent) -> dict[str, Any]:
     }
 
 
-def restore_agent(checkpoint: Path | Checkpoint) -> Agent:
+def restore_agent(
+    checkpoint: Path | Checkpoint, device: torch.device | str = "cpu"
+) -> Agent:
     """Rebuild an agent with everything it continues from.
 
     Args:
         checkpoint: a file, or what read_checkpoint returned.
+        device: where its tensors shall be.
 
     Raises:
         CheckpointError: as read_checkpoint, or an algorithm that is not known here.
@@ -55,9 +57,8 @@ def restore_agent(checkpoint: Path | Checkpoint) -> Agent:
         )
     method = METHODS[name]
     config = from_mapping(method.config, metadata["agent"], "checkpoint")
-    agent = method.agent.init(
-        config, metadata["observation_size"], metadata["action_size"], torch.Generator()
-    )
+    sizes = metadata["observation_size"], metadata["action_size"]
+    agent = method.agent.init(config, *sizes, torch.Generator(device))
     agent.load_state_dict(
         {
             name.removeprefix(PREFIX): value
@@ -65,4 +66,23 @@ def restore_agent(checkpoint: Path | Checkpoint) -> Agent:
             if name.startswith(PREFIX)
         }
     )
-    return cast(Agent, agent)
+    return agent
+
+
+def restore_trained(path: Path) -> Agent:
+    """Rebuild the agent of a run's method, as online training continues it.
+
+    Args:
+        path: a checkpoint file.
+
+    Raises:
+        ConfigError: it holds the behaviour-cloning stage.
+        CheckpointError, ConfigError: as restore_agent.
+    """
+    held = read_checkpoint(path)
+    if held.metadata.get("stage") == "behaviour":
+        raise ConfigError(
+            f"{path}: holds the behaviour-cloning stage, which online training does not continue; give "
+            "a checkpoint of the method's own stage"
+        )
+    return restore_agent(held)

@@ -24,8 +24,8 @@ from qam_train.agents.base import (
 )
 from qam_train.agents.common import draw_normal, draw_uniform
 from qam_train.config import FlowConfig, require
-from qam_train.data.dataset import ChunkBatch
-from qam_train.data.segments import SegmentBatch
+from qam_train.data.dataset import ChunkBatch, Sampler
+from qam_train.data.segments import SegmentBatch, SegmentChunks
 from qam_train.expectile import expectile_loss
 from qam_train.networks import Params, net, velocity_field
 from qam_train.optimizer import lagged_average
@@ -76,6 +76,7 @@ class RQLAgent(Agent[RQLConfig, RQLNoise]):
     algorithm = "rql"
     averages: ClassVar = {"target_value": "value", "target_actor": "actor"}
     policy_net = "actor"
+    behaviour_nets = ("actor", "target_actor")
 
     @classmethod
     def draw_nets(
@@ -149,6 +150,10 @@ class RQLAgent(Agent[RQLConfig, RQLNoise]):
         repeated = s.expand(count, *s.shape).flatten(0, 1)
         v = self.values(self.constant, "value", repeated, candidates.flatten(0, 1))
         return v.mean(0).unflatten(-1, (count, rows))
+
+    def sampler(self, *, pad_terminated: bool = False) -> Sampler:  # noqa: ARG002
+        """Its own, which repeats the last row past an episode's end."""
+        return SegmentChunks(self.config.return_steps, self.config.discount)
 
     def action_weights(self, batch: ChunkBatch) -> Tensor:
         """1 for each number of a chunk that was executed, (B, D) or (B, 1).

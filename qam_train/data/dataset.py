@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -40,19 +41,17 @@ class ChunkBatch:
     valid: Tensor
     next_observations: Tensor
 
-    def rows(self, index: Tensor) -> ChunkBatch:
+    def rows(self, index: Tensor) -> Self:
         """Select or reorder rows."""
-        return ChunkBatch(
+        return type(self)(
             *(getattr(self, f.name)[index] for f in dataclasses.fields(self))
         )
 
-    @staticmethod
-    def concatenate(first: ChunkBatch, second: ChunkBatch) -> ChunkBatch:
-        """Rows of both batches."""
-        names = [f.name for f in dataclasses.fields(ChunkBatch)]
-        return ChunkBatch(
-            *(torch.cat([getattr(first, n), getattr(second, n)]) for n in names)
-        )
+    @classmethod
+    def concatenate(cls, first: ChunkBatch, second: ChunkBatch) -> Self:
+        """Rows of both batches, which are of this class."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        return cls(*(torch.cat([getattr(first, n), getattr(second, n)]) for n in names))
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,11 @@ class FlatDataset:
         """N, number of rows."""
         return self.rewards.shape[0]
 
+    @cached_property
+    def last_rows(self) -> Tensor:
+        """(S,), the last row of every segment."""
+        return torch.nonzero(self.terminals > 0).flatten()
+
     @property
     def observation_size(self) -> int:
         """O."""
@@ -248,6 +252,12 @@ class FlatDataset:
             next_observations=self.next_observations(last),
         )
 
+    def draw(
+        self, sampler: Sampler, batch_size: int, generator: torch.Generator
+    ) -> ChunkBatch:
+        """Batch of B chunks as a sampler draws them."""
+        return sampler.draw(self, batch_size, generator)
+
     def sample(
         self,
         batch_size: int,
@@ -280,6 +290,62 @@ class FlatDataset:
             count, shape, generator=generator, device=generator.device
         )
         return self.chunks(draws[0], h, discount, draws[1] if pad_terminated else None)
+
+
+class Sampler(Protocol):
+    """A way to draw training chunks from consecutive rows."""
+
+    def places(self, data: FlatDataset) -> int:
+        """How many places there are to draw from, by which parts of a replay are weighed."""
+
+    def draw(
+        self, data: FlatDataset, batch_size: int, generator: torch.Generator
+    ) -> ChunkBatch:
+        """Draw B chunks.
+
+        Raises:
+            DatasetError: there is no place to draw from.
+        """
+
+
+@dataclass(frozen=True)
+class UniformChunks:
+    """Chunks whose starts are uniform over all rows (FlatDataset.sample).
+
+    Args:
+        h: steps.
+        discount: gamma per step.
+        pad_terminated: keep chunks that cross a terminated end.
+    """
+
+    h: int
+    discount: float
+    pad_terminated: bool = False
+
+    def places(self, data: FlatDataset) -> int:
+        """Rows a chunk may start at."""
+        return data.starts(self.h)
+
+    def draw(
+        self, data: FlatDataset, batch_size: int, generator: torch.Generator
+    ) -> ChunkBatch:
+        """FlatDataset.sample."""
+        return data.sample(
+            batch_size,
+            self.h,
+            self.discount,
+            generator,
+            pad_terminated=self.pad_terminated,
+        )
+
+
+class Source(Protocol):
+    """Rows that training draws from: a dataset or a replay."""
+
+    def draw(
+        self, sampler: Sampler, batch_size: int, generator: torch.Generator
+    ) -> ChunkBatch:
+        """Batch of B chunks as a sampler draws them."""
 
 
 def _window(start: Tensor, h: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qam_ros.contract.errors import DatasetError
-from qam_train.data.dataset import ChunkBatch, FlatDataset
+from qam_train.data.dataset import ChunkBatch, FlatDataset, Sampler, UniformChunks
 
 
 @dataclass(frozen=True)
@@ -165,29 +165,42 @@ class Replay:
         *,
         pad_terminated: bool = False,
     ) -> ChunkBatch:
-        """Draw chunks; arguments as in FlatDataset.sample. Rows come in random order.
+        """Draw chunks; arguments as in FlatDataset.sample."""
+        return self.draw(
+            UniformChunks(h, discount, pad_terminated), batch_size, generator
+        )
+
+    def draw(
+        self, sampler: Sampler, batch_size: int, generator: torch.Generator
+    ) -> ChunkBatch:
+        """Draw chunks from both parts; rows come in random order.
+
+        Args:
+            sampler: how chunks are drawn from one part.
+            batch_size: B.
+            generator: source of the draws, on the rows' device.
 
         Raises:
             DatasetError: neither part has the rows of one chunk.
         """
         online = self.online.view()
         count = self._online_count(
-            batch_size, self.offline.starts(h), online.starts(h), generator
+            batch_size, sampler.places(self.offline), sampler.places(online), generator
         )
         parts = [
-            part.sample(rows, h, discount, generator, pad_terminated=pad_terminated)
+            sampler.draw(part, rows, generator)
             for part, rows in ((self.offline, batch_size - count), (online, count))
             if rows > 0
         ]
         if len(parts) == 1:
             return parts[0]
         order = torch.randperm(batch_size, generator=generator, device=generator.device)
-        return ChunkBatch.concatenate(*parts).rows(order)
+        return type(parts[0]).concatenate(*parts).rows(order)
 
     def _online_count(
         self, batch_size: int, offline: int, online: int, generator: torch.Generator
     ) -> int:
-        """Online rows of this batch, given how many starts each part offers."""
+        """Online rows of this batch, given how many places each part offers."""
         if online == 0:
             return 0
         if offline == 0:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qam_ros.contract.errors import DatasetError
-from qam_train.data.dataset import FlatDataset
+from qam_train.data.dataset import ChunkBatch, FlatDataset, Sampler
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class RingReplay:
             getattr(self.rows, f.name)[self.pointer] = getattr(row, f.name)[0]
         self.pointer = (self.pointer + 1) % self.capacity
         self.size = max(self.pointer, self.size)
+
+    def draw(
+        self, sampler: Sampler, batch_size: int, generator: torch.Generator
+    ) -> ChunkBatch:
+        """Batch of B chunks as a sampler draws them."""
+        return sampler.draw(self.view(), batch_size, generator)
 
     def view(self) -> FlatDataset:
         """Rows that may be drawn, without a copy."""

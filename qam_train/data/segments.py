@@ -9,7 +9,7 @@ more often.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Segments:
     @classmethod
     def of(cls, data: FlatDataset) -> Segments:
         """Episodes end at the rows with terminal = 1; rows after the last end belong to none."""
-        last = torch.nonzero(data.terminals > 0).flatten()
+        last = data.last_rows
         first = torch.cat([last.new_zeros(1), last[:-1] + 1])
         return cls(first, last)
 
@@ -72,6 +72,10 @@ class Segments:
         row = torch.arange(len(episode), device=count.device) - offset[episode]
         return episode, self.first[episode] + row
 
+    def long(self) -> Tensor:
+        """Episodes of two rows or more."""
+        return torch.nonzero(self.last > self.first).flatten()
+
     def draw(
         self, batch_size: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -80,7 +84,7 @@ class Segments:
         Raises:
             DatasetError: no episode has two rows.
         """
-        long = torch.nonzero(self.last > self.first).flatten()
+        long = self.long()
         if len(long) == 0:
             raise DatasetError("dataset: expected an episode of two rows, got none")
         draws = torch.randint(
@@ -126,3 +130,41 @@ def segment_batch(window: SegmentWindows, discount: float) -> SegmentBatch:
         next_observations=window.observations[h],
         inside=inside.T,
     )
+
+
+@dataclass(frozen=True)
+class SegmentChunks:
+    """Chunks of uniform episodes; a chunk that touches an untrusted row weighs nothing.
+
+    Args:
+        h: steps.
+        discount: gamma per step.
+    """
+
+    h: int
+    discount: float
+
+    def places(self, data: FlatDataset) -> int:
+        """Episodes that may be drawn; the one that still goes on is none."""
+        return len(Segments.of(data).long())
+
+    def draw(
+        self, data: FlatDataset, batch_size: int, generator: torch.Generator
+    ) -> SegmentBatch:
+        """Draw B chunks.
+
+        Raises:
+            DatasetError: no episode has two rows.
+        """
+        segments = Segments.of(data)
+        episode, start = segments.draw(batch_size, generator)
+        window = segment_windows(data, segments, episode, start, self.h)
+        batch = segment_batch(window, self.discount)
+        steps = torch.arange(self.h, device=start.device)
+        rows = torch.minimum(start[:, None] + steps, segments.last[episode, None])
+        trusted = data.valid[rows].amin(1)  # (B,)
+        return replace(
+            batch,
+            valid=batch.valid * trusted,
+            inside=batch.inside * trusted[:, None],
+        )

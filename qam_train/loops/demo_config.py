@@ -7,8 +7,8 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from qam_ros.contract.errors import ConfigError
-from qam_train.config import OfflineConfig
 from qam_train.learner_config import LearnerConfig
+from qam_train.offline_config import OfflineConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
-from qam_train.agents.qam import QAMAgent
 from qam_train.agents.restore import restore_agent
 from qam_train.checkpoint import latest_checkpoint
 from qam_train.data.dataset import FlatDataset
@@ -90,7 +89,6 @@ def export(run: DemoRun, display: Display, result: dict[str, Any]) -> None:
     checkpoint = latest_checkpoint(run.path / "offline" / "checkpoints")
     assert checkpoint is not None  # the stage before left it
     agent = restore_agent(checkpoint)
-    assert isinstance(agent, QAMAgent)
     base = run.path / "offline" / "behaviour.safetensors"
     policies = {
         "base": restore_agent(base) if base.is_file() else behaviour_of(agent),

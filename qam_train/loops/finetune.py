@@ -33,7 +33,7 @@ from qam_ros.runtime.policy import Candidate, PolicyCore
 from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_ros.runtime.update_parts import Offer
 from qam_ros.runtime.updates import PolicyUpdates
-from qam_train.agents.qam import QAMAgent
+from qam_train.agents.restore import Agent
 from qam_train.config import save_config, to_mapping
 from qam_train.data.dataset import FlatDataset
 from qam_train.learner import LearnerCore
@@ -99,7 +99,7 @@ class FinetuneLoop:
     def __init__(
         self,
         config: FinetuneConfig,
-        agent: QAMAgent,
+        agent: Agent,
         artifact_path: Path,
         offline: FlatDataset,
         run_dir: Path,

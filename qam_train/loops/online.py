@@ -14,8 +14,7 @@ import tyro
 from qam_ros.contract.artifact import read_artifact
 from qam_ros.contract.dataset import read_dataset
 from qam_ros.contract.errors import ConfigError
-from qam_train.agents.qam import QAMAgent
-from qam_train.agents.restore import restore_agent
+from qam_train.agents.restore import restore_trained
 from qam_train.config import load_config
 from qam_train.data.dataset import FlatDataset
 from qam_train.export import Provenance, export_version, find_checkpoint
@@ -53,12 +52,7 @@ def command(argv: Sequence[str]) -> int:
     config = load_config(FinetuneConfig, arguments.config or path, arguments.set)
     torch.set_num_threads(config.learner.threads)
     torch.set_float32_matmul_precision(config.learner.matmul_precision)
-    agent = restore_agent(find_checkpoint(arguments.checkpoint))
-    if not isinstance(agent, QAMAgent):
-        raise ConfigError(
-            f"{arguments.checkpoint}: holds a '{agent.algorithm}' agent, fine-tuning continues a 'qam' "
-            "agent; give the checkpoint of the adjoint-matching stage"
-        )
+    agent = restore_trained(find_checkpoint(arguments.checkpoint))
     interface = read_artifact(arguments.artifact).interface
     offline = FlatDataset.from_contract(read_dataset(arguments.dataset, interface))
     loop = FinetuneLoop(

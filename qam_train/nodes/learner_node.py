@@ -21,7 +21,7 @@ from rclpy.node import Node
 
 from qam_ros.contract.artifact import Artifact, read_artifact
 from qam_ros.contract.dataset import read_dataset
-from qam_ros.contract.errors import ConfigError, QamError
+from qam_ros.contract.errors import QamError
 from qam_ros.contract.interface import check_same_semantics, load_interface
 from qam_ros.contract.messages import (
     LearnerStatus,
@@ -34,8 +34,7 @@ from qam_ros.nodes import qos
 from qam_ros.nodes.parameters import COMMON, Parameter, read_key, read_parameters
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, now_ns, spin_node
-from qam_train.agents.qam import QAMAgent
-from qam_train.agents.restore import restore_agent
+from qam_train.agents.restore import restore_trained
 from qam_train.config import load_config
 from qam_train.data.dataset import FlatDataset
 from qam_train.export import find_checkpoint
@@ -184,12 +183,7 @@ def make_core(settings: LearnerSettings) -> LearnerCore:
     torch.set_float32_matmul_precision(config.matmul_precision)
     artifact = read_artifact(settings.artifact)
     _check_robot(settings, artifact)
-    agent = restore_agent(find_checkpoint(Path(settings.checkpoint)))
-    if not isinstance(agent, QAMAgent):
-        raise ConfigError(
-            f"{settings.checkpoint}: holds a '{agent.algorithm}' agent, online training continues a "
-            "'qam' agent; give the checkpoint of the adjoint-matching stage"
-        )
+    agent = restore_trained(find_checkpoint(Path(settings.checkpoint)))
     dataset = FlatDataset.from_contract(
         read_dataset(settings.dataset, artifact.interface)
     )

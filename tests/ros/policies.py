@@ -53,10 +53,11 @@ def maze_data() -> Dataset:
 def clone_maze_driver(folder: Path) -> Path:
     """Artifact of a flow that was cloned from `maze_data`; a few seconds."""
     pytest.importorskip("torch", reason="needs torch: run make setup")
-    from qam_train.config import OfflineConfig, from_mapping
+    from qam_train.config import from_mapping
     from qam_train.data.dataset import FlatDataset
     from qam_train.export import Provenance, export_artifact
     from qam_train.loops.offline import train_offline
+    from qam_train.offline_config import OfflineConfig
 
     stage = {"updates": MAZE_UPDATES, "lr_start": 2e-3, "lr_end": 2e-4}
     agent = {"flow_steps": 5, "chunk": 2, "actor": {"widths": [64, 64]}, "critics": 2}

@@ -6,11 +6,11 @@ import pytest
 from qam_ros.contract.errors import ConfigError
 from qam_train.config import (
     AgentConfig,
-    OfflineConfig,
     StageConfig,
     load_config,
     save_config,
 )
+from qam_train.offline_config import OfflineConfig
 
 
 def test_defaults_are_the_published_sizes():

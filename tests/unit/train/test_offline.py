@@ -18,11 +18,12 @@ from qam_train import cli
 from qam_train.agents.flow_bc import FlowBCAgent
 from qam_train.agents.restore import restore_agent
 from qam_train.checkpoint import checkpoints, latest_checkpoint, read_checkpoint
-from qam_train.config import AgentConfig, NetworkConfig, OfflineConfig, StageConfig
+from qam_train.config import AgentConfig, NetworkConfig, StageConfig
 from qam_train.data.dataset import FlatDataset
-from qam_train.loops import offline
-from qam_train.loops.offline import NonFiniteError, train_offline
+from qam_train.loops.offline import train_offline
 from qam_train.metrics import read_metrics
+from qam_train.offline_config import OfflineConfig
+from qam_train.offline_trainer import NonFiniteError, OfflineTrainer
 
 CONFIG = OfflineConfig(
     seed=7,
@@ -83,15 +84,15 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     dataset, tmp_path, monkeypatch, stopped_at
 ):
     whole = train_offline(CONFIG, dataset, tmp_path / "whole", progress=False)
-    one_update = offline._one_update
+    update = OfflineTrainer.update
 
-    def interrupted(run, agent, rate):
-        if run.update == stopped_at:
+    def interrupted(trainer):
+        if trainer.updates == stopped_at:
             raise KeyboardInterrupt
-        return one_update(run, agent, rate)
+        return update(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(offline, "_one_update", interrupted)
+        patch.setattr(OfflineTrainer, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_offline(CONFIG, dataset, tmp_path / "broken", progress=False)
     resumed = train_offline(
