@@ -7,8 +7,7 @@ recording, whatever precision the method here computes in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from qam_train.parity.bindings import binding_of
@@ -23,24 +22,11 @@ from qam_train.parity.sampler import compare_sampler
 from qam_train.parity.trust_region import compare_rule, compare_run
 from qam_train.parity.updates import compare_updates
 
-__all__ = ["PRECISIONS", "Comparison", "Report", "UnsupportedRecordingError", "compare"]
+__all__ = ["PRECISIONS", "Comparison", "UnsupportedRecordingError", "compare"]
 
 
-@dataclass(frozen=True)
-class Report:
-    """Outcome of one recording.
-
-    Args:
-        comparisons: quantities compared.
-        left_out: recorded quantities that no method here stands for, and what they are.
-    """
-
-    comparisons: Sequence[Comparison]
-    left_out: Mapping[str, str]
-
-
-def compare(path: Path, precision: str) -> Report:
-    """Compare one recording with the method here that stands for it.
+def compare(path: Path, precision: str) -> Sequence[Comparison]:
+    """Compare every quantity of one recording with the method here that stands for it.
 
     Args:
         path: npz file.
@@ -51,12 +37,11 @@ def compare(path: Path, precision: str) -> Report:
     """
     recording = Recording(path, precision)
     if "data/observations" in recording and "h1/start" in recording:
-        return Report(list(compare_sampler(recording)), {})
+        return list(compare_sampler(recording))
     binding = binding_of(recording)
     if "f64/dual_configs" in recording:
-        rows = [*compare_run(recording, binding), *compare_rule(recording)]
-        return Report(rows, {})
+        return [*compare_run(recording, binding), *compare_rule(recording)]
     rows = list(compare_updates(recording, binding))
     if "f64/alpha_hats" in recording:
         rows += compare_schedule(recording)
-    return Report(rows, {})
+    return rows

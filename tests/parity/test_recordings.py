@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our methods against recordings of the official implementation, and that slips would show."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +43,17 @@ def one_thread():
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_method_agrees_with_its_recording(name, precision):
-    report = compare(HERE / f"{name}.npz", precision)
-    beyond = [row for row in report.comparisons if not row.passed]
+    rows = compare(HERE / f"{name}.npz", precision)
+    beyond = [row for row in rows if not row.passed]
     assert not beyond
-    quantities = {row.quantity.split(":")[0] for row in report.comparisons}
+    quantities = {row.quantity.split(":")[0] for row in rows}
     assert quantities >= EXPECTED.get(name, UPDATE)
 
 
 def _beyond(name="qam"):
     return {
         row.quantity.split(":")[0]
-        for row in compare(HERE / f"{name}.npz", "float64").comparisons
+        for row in compare(HERE / f"{name}.npz", "float64")
         if not row.passed
     }
 
@@ -147,7 +148,7 @@ def test_recorded_net_that_is_not_bound_is_seen(tmp_path):
         arrays = dict(archive)
     arrays["params0/modules_surprise/mlp/Dense_0/bias"] = np.zeros(3)
     np.savez(tmp_path / "fql.npz", **arrays)
-    rows = compare(tmp_path / "fql.npz", "float64").comparisons
+    rows = compare(tmp_path / "fql.npz", "float64")
     assert [row.quantity for row in rows if not row.passed] == [
         "untouched: nets not bound"
     ]
@@ -158,7 +159,7 @@ def test_dead_layer_that_moved_is_seen(tmp_path):
         arrays = dict(archive)
     arrays["u1/f64/grad/modules_actor/log_std_net/bias"] = np.ones(6)
     np.savez(tmp_path / "rql.npz", **arrays)
-    rows = compare(tmp_path / "rql.npz", "float64").comparisons
+    rows = compare(tmp_path / "rql.npz", "float64")
     assert "untouched: nets not bound" in [
         row.quantity for row in rows if not row.passed
     ]
@@ -169,7 +170,7 @@ def test_unknown_acting_case_is_seen(tmp_path):
         arrays = dict(archive)
     arrays["act/n9/f64/actions"] = np.zeros((5, 6))
     np.savez(tmp_path / "ifql.npz", **arrays)
-    rows = compare(tmp_path / "ifql.npz", "float64").comparisons
+    rows = compare(tmp_path / "ifql.npz", "float64")
     assert "actions: n9, not known" in [row.quantity for row in rows if not row.passed]
 
 
@@ -217,12 +218,17 @@ def test_command_prints_each_recording_and_leaves_none_out(capsys):
     assert "not compared" not in printed
 
 
-def test_command_names_what_it_cannot_compare(tmp_path, capsys):
+def test_command_fails_and_names_what_it_cannot_compare(tmp_path, capsys):
     (tmp_path / "sample_sequence.npz").symlink_to(HERE / "sample_sequence.npz")
+    arguments = [str(tmp_path), "--precision", "float64"]
+    assert cli.parity(arguments) == 0
     config = np.array('{"agent_name": "pql"}')
     np.savez(tmp_path / "pql.npz", meta=np.array("{}"), config=config)
-    assert cli.parity([str(tmp_path), "--precision", "float64"]) == 0
+    capsys.readouterr()
+    assert cli.parity(arguments) == 1
     assert "not compared: pql.npz" in capsys.readouterr().out
+    assert cli.parity([*arguments, "--json"]) == 1
+    assert "pql.npz" in json.loads(capsys.readouterr().out)["not_compared"]
 
 
 def test_command_fails_beyond_tolerance(monkeypatch, capsys):
