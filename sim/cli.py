@@ -1,25 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`qam data`: generate, import, export, inspect and recover training data."""
+"""`qam data`: generate, import, export, inspect and recover training data; list presets."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from qam_ros.contract.conversion import from_transitions
 from qam_ros.contract.dataset import (
@@ -31,64 +21,12 @@ from qam_ros.contract.dataset import (
 from qam_ros.contract.errors import ConfigError
 from qam_ros.contract.interface import load_interface
 from qam_ros.runtime.recording import import_bag, recorded_interface, recover
-from sim.generate import Generation, Target, generate
+from sim.generate_cli import Generate, Presets
 from sim.import_npz import export_npz, import_npz
 from sim.inspect import describe, plot_coverage, summarise
-from sim.recipes import make_recipe
 from sim.render import render, trace_of
 
 Positional = tyro.conf.Positional
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Generate a dataset with scripted oracles; an interrupted run goes on when called again.
-
-    Attributes:
-        output: folder to write.
-        recipe: task, play, noisy (manipulation) or task, navigate (mazes).
-        world: e.g. cube-single or pointmaze-medium.
-        task: 1..5, sets goal and rewards.
-        rows: stop after the episode that reaches this many rows.
-        episodes: make exactly this many episodes (with --rows 0).
-        seed: same seed, same data, on any number of workers.
-        workers: processes; 0 is one per core.
-        robot: name or file of the robot interface (default: the world's robot).
-        set: settings of the recipe, e.g. --set noise=0.2 goal_probability=0.3.
-        json: print the result as JSON.
-    """
-
-    output: Annotated[Path, Positional]
-    recipe: str = "task"
-    world: str = "cube-single"
-    task: int | None = None
-    rows: int = 30_000
-    episodes: int = 0
-    seed: int = 0
-    workers: int = 0
-    robot: str | None = None
-    set: list[str] = field(default_factory=list)
-    json: bool = False
-
-    def run(self) -> int:
-        """Generate, with a progress bar on stderr."""
-        overrides = dict(_split(setting) for setting in self.set)
-        recipe = make_recipe(self.recipe, self.world, self.task, **overrides)
-        with _progress("rows" if self.rows else "episodes") as bar:
-            task = bar.add_task("generate", total=self.rows or self.episodes)
-            result = generate(
-                self.output,
-                recipe,
-                Target(self.rows, self.episodes),
-                seed=self.seed,
-                workers=self.workers or os.cpu_count() or 1,
-                robot=self.robot,
-                progress=lambda rows, episodes: bar.update(
-                    task, completed=rows if self.rows else episodes
-                ),
-            )
-        _report(result, as_json=self.json)
-        return 0
 
 
 @dataclass(frozen=True)
@@ -218,9 +156,10 @@ class Recover:
 
 
 def data(argv: Sequence[str]) -> int:
-    """Training data: generate, import, export, inspect, recover."""
+    """Training data: generate, presets, import, export, inspect, recover."""
     commands: dict[str, Callable[..., Any]] = {
         "generate": Generate,
+        "presets": Presets,
         "import": Import,
         "export": Export,
         "inspect": Inspect,
@@ -232,37 +171,7 @@ def data(argv: Sequence[str]) -> int:
     return int(command.run())
 
 
-def _split(setting: str) -> tuple[str, str]:
-    key, equals, value = setting.partition("=")
-    if not equals:
-        raise ConfigError(f"--set expects key=value, found {setting!r}")
-    return key, value
-
-
 def _beside(path: Path, suffix: str) -> Path:
     path = path.resolve()
     stem = path.stem if path.suffix == ".npz" else path.name
     return path.with_name(stem + suffix)
-
-
-def _progress(unit: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
-def _report(result: Generation, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(asdict(result)))
-        return
-    rate = result.made_rows / result.cpu_s if result.cpu_s else 0.0
-    print(
-        f"{result.rows} rows, {result.episodes} episodes, {result.successes} successful; "
-        f"{result.wall_s:.1f} s, {rate:.0f} rows per CPU-second"
-    )

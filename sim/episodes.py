@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.oracles import Driver, make_driver
+from sim.driver import Driver
+from sim.oracles import make_driver
 from sim.recipes import Recipe
 from sim.seeding import SeedStream, episode_seed, global_numpy_seed
 from sim.worlds import World, make_world, quiet_simulators
@@ -30,6 +31,8 @@ class Episode:
         end_observation: (O,) float32, after the last row.
         extras: qpos (T, nq), qvel (T, nv) float32, button_states (T, n) int64 where there are any.
         success: the task's goal was reached in some row.
+        targets: targets of the driver that were over before the end of the episode.
+        reached: those of them that it reached.
     """
 
     index: int
@@ -40,6 +43,8 @@ class Episode:
     end_observation: NDArray[np.float32]
     extras: dict[str, NDArray[Any]]
     success: bool
+    targets: int
+    reached: int
 
 
 class EpisodeMaker:
@@ -68,7 +73,7 @@ class EpisodeMaker:
                 episode = play_episode(
                     self._world, self._driver, self._recipe, seed, index
                 )
-            if not _discard(self._recipe, episode):
+            if not _discard(self._recipe, episode, self._world.snapshot()["qpos"]):
                 return episode
         raise RuntimeError(f"episode {index} was discarded {MAX_ATTEMPTS} times")
 
@@ -81,7 +86,7 @@ def play_episode(
     Args:
         world: in the recipe's mode.
         driver: bound to that world.
-        recipe: its max_steps and extra_rows end the episode.
+        recipe: its max_steps and extra_rows end the episode, and so does a fall.
         seed: 32-bit seed of the episode.
         index: index of the episode in the run.
     """
@@ -100,7 +105,7 @@ def play_episode(
         actions.append(action)
         rewards.append(result.reward)
         masks.append(1.0 - result.success)
-        rows_left -= 1
+        rows_left = 0 if result.fallen else rows_left - 1
         if task and result.success and not success:
             success, rows_left = True, recipe.extra_rows
     return Episode(
@@ -112,6 +117,8 @@ def play_episode(
         end_observation=world.observation().astype(np.float32),
         extras={key: _stack(snapshots, key) for key in snapshots[0]},
         success=success,
+        targets=driver.tally.targets,
+        reached=driver.tally.reached,
     )
 
 
@@ -120,10 +127,10 @@ def _stack(snapshots: list[dict[str, NDArray[Any]]], key: str) -> NDArray[Any]:
     return array.astype(np.int64 if key == "button_states" else np.float32)
 
 
-def _discard(recipe: Recipe, episode: Episode) -> bool:
+def _discard(recipe: Recipe, episode: Episode, end_qpos: NDArray[Any]) -> bool:
     """Scene episodes whose cube left the visible zone other than into the drawer (as OGBench)."""
     if recipe.world != "scene":
         return False
-    y, z = episode.extras["qpos"][:, 15], episode.extras["qpos"][:, 16]
+    y, z = np.vstack([episode.extras["qpos"], end_qpos])[:, 15:17].T
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return bool(np.any(y >= 0.29) or np.any((y <= -0.3) & ~in_drawer))

@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,9 +27,10 @@ from sim.labels import LABEL_KEYS, label
 from sim.recipes import Recipe
 from sim.shards import (
     Shard,
+    join,
+    leading_shards,
     open_shards,
     read_lengths,
-    read_shard,
     shard_path,
     write_shard,
 )
@@ -46,7 +48,9 @@ class Generation:
     Attributes:
         rows: rows of the dataset.
         episodes: episodes of the dataset.
-        successes: episodes that reached the task's goal.
+        successes: episodes with a row in the task's goal.
+        targets: targets of the drivers that were over before their episode was.
+        reached: those of them that were reached.
         made_rows: rows simulated by this call (less than `rows` after a resume; more where the last
             shards went beyond the target).
         cpu_s: CPU time of this call's simulation, all workers together [s].
@@ -56,6 +60,8 @@ class Generation:
     rows: int
     episodes: int
     successes: int
+    targets: int
+    reached: int
     made_rows: int
     cpu_s: float
     wall_s: float
@@ -74,6 +80,12 @@ class Target:
                 f"give either rows or episodes, greater than 0; found {self.rows} and {self.episodes}"
             )
 
+    def of(self, recipe: Recipe) -> Target:
+        """The same target in episodes, where their length is known; so no worker makes too many."""
+        if self.episodes or not recipe.fixed_length:
+            return self
+        return Target(episodes=-(-self.rows // recipe.max_steps))
+
     def episodes_needed(self, lengths: list[int]) -> int | None:
         """Number of leading episodes that reach the target; None when they do not yet."""
         if self.episodes:
@@ -91,6 +103,7 @@ def generate(
     workers: int = 1,
     robot: str | None = None,
     progress: Progress | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> Generation:
     """Generate a dataset; the result depends on recipe, target and seed, not on the workers.
 
@@ -104,6 +117,7 @@ def generate(
         workers: worker processes; 1 works in this process.
         robot: name or path of the robot interface the dataset is for (default: the world's).
         progress: called as shards finish.
+        how: further entries of the manifest's metadata, which the rows do not depend on.
 
     Raises:
         DatasetError: the output exists, an unfinished run has other settings, or a worker died.
@@ -113,8 +127,9 @@ def generate(
             f"{output} exists already; choose another output or delete it"
         )
     started = time.perf_counter()
+    target = target.of(recipe)
     interface = interface_for(recipe.world, robot)
-    settings = {"recipe": recipe.settings(), "seed": seed, "versions": versions()}
+    settings = generator_settings(recipe, seed)
     folder = output.with_name(output.name + ".partial")
     done = open_shards(folder, settings)
     made_rows, cpu_s = 0, 0.0
@@ -125,21 +140,31 @@ def generate(
             cpu_s += seconds
             if progress is not None:
                 progress(sum(done.values()), len(done) * SHARD_EPISODES)
-    shard = merge(folder, target)
-    dataset = dataset_of(
-        shard.rows | _labels(recipe, shard), shard.lengths, shard.end_observations
-    )
-    save(output, dataset, interface, recipe.world, recipe.task, settings)
+    shard = _leading_episodes(folder, target)
+    labels = _labels(recipe, shard)
+    dataset = dataset_of(shard.rows | labels, shard.lengths, shard.end_observations)
+    starts = np.cumsum(shard.lengths) - shard.lengths
+    figures = {
+        "successes": int((np.minimum.reduceat(dataset.masks, starts) == 0).sum()),
+        "targets": int(shard.targets.sum()),
+        "reached": int(shard.reached.sum()),
+    }
+    meta = settings | dict(how or {}) | {"figures": figures}
+    save(output, dataset, interface, recipe.world, recipe.task, meta)
     shutil.rmtree(folder)
-    wall_s = time.perf_counter() - started
     return Generation(
-        int(shard.lengths.sum()),
-        len(shard.lengths),
-        int(shard.success.sum()),
-        made_rows,
-        cpu_s,
-        wall_s,
+        rows=len(dataset),
+        episodes=len(shard.lengths),
+        **figures,
+        made_rows=made_rows,
+        cpu_s=cpu_s,
+        wall_s=time.perf_counter() - started,
     )
+
+
+def generator_settings(recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Everything that the rows of a generated dataset depend on, for its metadata."""
+    return {"recipe": recipe.settings(), "seed": seed, "versions": versions()}
 
 
 def versions() -> dict[str, str]:
@@ -147,25 +172,13 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("mujoco", "ogbench", "numpy")}
 
 
-def merge(folder: Path, target: Target) -> Shard:
-    """Concatenate the shards of a folder and cut after the target."""
-    shards: list[Shard] = []
-    while (path := shard_path(folder, len(shards) * SHARD_EPISODES)).exists():
-        shards.append(read_shard(path))
-    whole = Shard(
-        first=0,
-        lengths=np.concatenate([shard.lengths for shard in shards]),
-        success=np.concatenate([shard.success for shard in shards]),
-        rows={
-            key: np.concatenate([shard.rows[key] for shard in shards])
-            for key in shards[0].rows
-        },
-        end_observations=np.concatenate([shard.end_observations for shard in shards]),
-    )
-    needed = target.episodes_needed([int(length) for length in whole.lengths])
+def _leading_episodes(folder: Path, target: Target) -> Shard:
+    """The episodes of a finished run, cut after the target."""
+    paths = leading_shards(folder)
+    needed = target.episodes_needed([n for path in paths for n in read_lengths(path)])
     if needed is None:
         raise DatasetError(f"the shards in {folder} do not reach {target}; run again")
-    return whole.head(needed)
+    return join(paths, needed)
 
 
 def _labels(recipe: Recipe, shard: Shard) -> dict[str, Any]:
@@ -250,7 +263,7 @@ def _schedule(
     running: set[Future[Result]] = set()
     upcoming = 0
     while not _enough(lengths, target):
-        while len(running) < workers:
+        while len(running) < workers and upcoming < (target.episodes or sys.maxsize):
             if upcoming not in lengths:
                 running.add(submit(upcoming))
             upcoming += SHARD_EPISODES

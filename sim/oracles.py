@@ -3,40 +3,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.ant_driver import AntNavigator
+from sim.driver import Driver, Tally
+from sim.maze_drivers import MazeNavigator, MazeTaskDriver
 from sim.recipes import Recipe
-from sim.worlds import Values, World, quiet_simulators
+from sim.worlds import Values, World, quiet_simulators, world_info
 
 # Noise of the Markov oracle by action element: translation, yaw, gripper (OGBench's generator).
 MARKOV_NOISE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
-# Probability of stacking, drawn once an episode (OGBench's generator).
-STACKING = {
-    "cube-single": (0.0, 0.0),
-    "cube-double": (0.0, 0.25),
-    "cube-triple": (0.05, 0.35),
-    "cube-quadruple": (0.1, 0.5),
-}
 CUBE_HEIGHT_M = 0.02  # of the centre of a cube that lies on the table
-
-
-class Driver(Protocol):
-    """Chooses actions for one episode after another."""
-
-    def begin(self, rng: np.random.Generator) -> None:
-        """Start on the world's present state, right after a reset."""
-
-    def action(self) -> Values:
-        """Normalised action (A,) in [-1, 1] for the world's present state."""
+CUBE_TOLERANCE_M = 0.04  # OGBench's: a cube this near to its target is there
 
 
 def make_driver(world: World, recipe: Recipe) -> Driver:
     """The driver of a recipe, bound to a world in the recipe's mode."""
-    if recipe.world.startswith("pointmaze"):
-        return MazeDriver(world, recipe)
+    if world_info(recipe.world).family == "point":
+        navigate = recipe.kind == "navigate"
+        return (MazeNavigator if navigate else MazeTaskDriver)(world, recipe)
+    if world_info(recipe.world).family == "ant":
+        return AntNavigator(world, recipe)
     if recipe.kind == "task":
         return CubeTaskDriver(world, recipe)
     return SceneDriver(world, recipe)
@@ -63,16 +52,21 @@ class CubeTaskDriver:
             noise_smoothing=recipe.noise_smoothing,
         )
         self._rng = np.random.default_rng(0)
+        self._target = np.zeros(3)
+        self.tally = Tally()
 
     def begin(self, rng: np.random.Generator) -> None:
         """Aim for the first time."""
         self._rng = rng
+        self.tally = Tally()
         self._aim(self._env.compute_ob_info())
 
     def action(self) -> Values:
         """Follow the plan; aim anew when it is done."""
         info = self._env.compute_ob_info()
         if self._oracle.done:
+            miss_m = np.linalg.norm(info["privileged/block_0_pos"] - self._target)
+            self.tally.count(reached=bool(miss_m <= CUBE_TOLERANCE_M))
             self._aim(info)
         return np.asarray(self._oracle.select_action(None, info), dtype=np.float64)
 
@@ -82,6 +76,7 @@ class CubeTaskDriver:
         target = np.array(goal)
         if self._rng.uniform() >= recipe.goal_probability:
             target = self._wrong_place(goal)
+        self._target = target
         yaw = self._rng.uniform(-1.0, 1.0) * recipe.target_yaw_rad
         privileged = {
             "privileged/target_block": 0,
@@ -102,23 +97,26 @@ class SceneDriver:
 
     Args:
         world: a manipulation world in data-collection mode.
-        recipe: kind and noise settings.
+        recipe: kind, noise and stacking settings.
     """
 
     def __init__(self, world: World, recipe: Recipe) -> None:
         self._env = world.environment
         self._recipe = recipe
         self._oracles = _scene_oracles(world, recipe)
-        self._stacking = STACKING.get(world.name, (0.5, 0.5))
         self._stack_probability = 0.0
         self._noise = 0.0
         self._rng = np.random.default_rng(0)
         self._oracle: Any = None
+        self.tally = Tally()
 
     def begin(self, rng: np.random.Generator) -> None:
         """Draw the episode's stacking probability and noise; start on the scene's first target."""
         self._rng = rng
-        self._stack_probability = rng.uniform(*self._stacking)
+        self.tally = Tally()
+        self._stack_probability = rng.uniform(
+            self._recipe.stack_low, self._recipe.stack_high
+        )
         self._noise = rng.uniform(0.0, self._recipe.noise)
         self._start(self._env.compute_ob_info())
 
@@ -126,16 +124,16 @@ class SceneDriver:
         """Follow the oracle; choose a new target when it is done."""
         info = self._env.compute_ob_info()
         if self._oracle.done:
+            self.tally.count(reached=bool(self._env._success))
             _, info = self._env.set_new_target(p_stack=self._stack_probability)
             self._start(info)
+        noisy = self._recipe.kind == "noisy"
+        if noisy and self._rng.uniform() < self._recipe.random_action_probability:
+            return self._rng.uniform(-1.0, 1.0, size=len(MARKOV_NOISE))
         action = np.asarray(self._oracle.select_action(None, info), dtype=np.float64)
-        if self._recipe.kind == "noisy":
-            if self._rng.uniform() < self._recipe.random_action_probability:
-                return self._rng.uniform(-1.0, 1.0, size=action.shape)
-            action = (
-                action
-                + self._rng.normal(size=action.shape) * self._noise * MARKOV_NOISE
-            )
+        if noisy:
+            noise = self._rng.normal(size=action.shape) * MARKOV_NOISE
+            action = action + self._noise * noise
         return np.clip(action, -1.0, 1.0)
 
     def _start(self, info: dict[str, Any]) -> None:
@@ -160,7 +158,8 @@ def _scene_oracles(world: World, recipe: Recipe) -> dict[str, Any]:
         )
     env = world.environment
     if recipe.kind == "noisy":
-        common: dict[str, Any] = {"env": env}
+        # OGBench also sets max_step of the scene's cube oracle, which the oracle's reset undoes.
+        common: dict[str, Any] = {"env": env, "min_norm": recipe.min_norm}
         classes = {
             "cube": cube_markov.CubeMarkovOracle,
             "button": button_markov.ButtonMarkovOracle,
@@ -185,62 +184,3 @@ def _scene_oracles(world: World, recipe: Recipe) -> dict[str, Any]:
         name: oracle(**common, **(buttons if name == "button" else {}))
         for name, oracle in classes.items()
     }
-
-
-class MazeDriver:
-    """Cell by cell along shortest paths: to random cells, or to the goal with some probability.
-
-    Args:
-        world: a point maze.
-        recipe: kind `task` or `navigate`, goal_probability, noise.
-    """
-
-    def __init__(self, world: World, recipe: Recipe) -> None:
-        self._env = world.environment
-        self._recipe = recipe
-        free = np.argwhere(self._env.maze_map == 0)
-        self._cells = [(int(i), int(j)) for i, j in free]
-        self._target = np.zeros(2)
-        self._distances: NDArray[Any] = np.zeros(0)
-        self._rng = np.random.default_rng(0)
-
-    def begin(self, rng: np.random.Generator) -> None:
-        """Draw the first target and, for `navigate`, the start."""
-        self._rng = rng
-        if self._recipe.kind == "navigate":
-            start = self._cells[rng.integers(len(self._cells))]
-            self._env.set_xy(np.array(self._env.ij_to_xy(start)))
-        self._aim()
-
-    def action(self) -> Values:
-        """Unit step towards the next cell (or the target in the last one) plus noise."""
-        position = self._env.get_xy()
-        if np.linalg.norm(position - self._target) <= self._env._goal_tol:
-            self._aim()
-        offset = self._waypoint(position) - position
-        direction = offset / max(float(np.linalg.norm(offset)), 1e-6)
-        noise = self._rng.normal(0.0, self._recipe.noise, size=2)
-        return np.clip(direction + noise, -1.0, 1.0)
-
-    def _aim(self) -> None:
-        goal = np.array(self._env.cur_goal_xy, dtype=np.float64)
-        at_goal = self._recipe.kind == "task" and (
-            self._rng.uniform() < self._recipe.goal_probability
-        )
-        cell = self._cells[self._rng.integers(len(self._cells))]
-        self._target = (
-            goal if at_goal else np.array(self._env.ij_to_xy(cell), dtype=np.float64)
-        )
-        _, self._distances = self._env.get_oracle_subgoal(
-            self._env.get_xy(), self._target
-        )
-
-    def _waypoint(self, position: Values) -> Values:
-        i, j = self._env.xy_to_ij(position)
-        best = (i, j)
-        for cell in ((i - 1, j), (i, j - 1), (i + 1, j), (i, j + 1)):
-            if 0 <= self._distances[cell] < self._distances[best]:
-                best = cell
-        if self._distances[best] == 0:
-            return self._target
-        return np.array(self._env.ij_to_xy(best), dtype=np.float64)

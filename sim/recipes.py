@@ -12,6 +12,17 @@ from sim.worlds import WORLDS, Mode, split_name
 Kind = Literal["task", "play", "noisy", "navigate"]
 Setting = float | int | str
 
+EPISODE_STEPS = 1000  # of the published play, noisy and navigate data
+LONG_EPISODE_STEPS = 2000  # in giant mazes
+# Range of the stacking probability of an episode, as in OGBench's generator. It is 0.5 in scenes
+# and puzzles, where there is nothing to stack.
+STACKING = {
+    "cube-single": (0.0, 0.0),
+    "cube-double": (0.0, 0.25),
+    "cube-triple": (0.05, 0.35),
+    "cube-quadruple": (0.1, 0.5),
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -24,6 +35,7 @@ class Recipe:
         play: random scenes, random targets, the planning oracle with smooth noise (OGBench "play").
         noisy: as play, with the Markov oracle, per-episode noise and random actions.
         navigate: mazes; from random cells to random cells with action noise.
+    The defaults of the last three are those of OGBench's published data.
 
     Attributes:
         kind: see above.
@@ -39,6 +51,10 @@ class Recipe:
         noise_smoothing: width of the Gaussian filter over the plan's noise [control steps].
         segment_s: duration of a segment of the plan [s].
         random_action_probability: share of random actions (`noisy`).
+        min_norm: shortest difference to a way point that the Markov oracle acts on [m] (`noisy`).
+        stack_low: the probability of stacking a cube is drawn once an episode from
+            [stack_low, stack_high] (`play` and `noisy`; matters where there are several cubes).
+        stack_high: see stack_low.
     """
 
     kind: Kind = "task"
@@ -53,11 +69,20 @@ class Recipe:
     noise_smoothing: float = 0.5
     segment_s: float = 0.4
     random_action_probability: float = 0.1
+    min_norm: float = 0.4
+    stack_low: float = 0.0
+    stack_high: float = 0.0
 
     @property
     def mode(self) -> Mode:
         """Mode of the world that the episodes are played in."""
         return "data_collection" if self.kind in ("play", "noisy") else "task"
+
+    @property
+    def fixed_length(self) -> bool:
+        """Whether every episode has `max_steps` rows: nothing ends one early."""
+        walker = WORLDS[self.world].family not in ("ur5e", "point")
+        return self.kind != "task" and not walker
 
     def settings(self) -> dict[str, Setting]:
         """All fields, for metadata."""
@@ -112,28 +137,47 @@ def make_recipe(
 
 
 def _defaults(kind: str, world: str) -> dict[str, Any]:
-    if WORLDS[world].family == "point":
-        steps = 300 if kind == "task" else 1000
-        noise = 0.2 if kind == "task" else 0.5  # OGBench's navigate data have 0.5
-        return {"max_steps": steps, "noise": noise}
-    return {} if kind == "task" else {"max_steps": 1000}
+    """Settings in which a kind of data of a world differs from the plain recipe."""
+    if kind == "task":
+        maze = {"max_steps": 300, "noise": 0.2}
+        return maze if WORLDS[world].family == "point" else {}
+    steps = LONG_EPISODE_STEPS if world.endswith("giant") else EPISODE_STEPS
+    if kind == "navigate":
+        point = WORLDS[world].family == "point"
+        return {"max_steps": steps, "noise": 0.5 if point else 0.2}
+    low, high = STACKING.get(world, (0.5, 0.5))
+    random = 0.2 if world.startswith("puzzle") else 0.1
+    return {
+        "max_steps": steps,
+        "random_action_probability": random,
+        "stack_low": low,
+        "stack_high": high,
+    }
+
+
+def kinds_of(world: str) -> tuple[str, ...]:
+    """Kinds of data that can be made in a world."""
+    family = WORLDS[world].family
+    if family == "point":
+        return ("task", "navigate")
+    if family != "ur5e":
+        return ("navigate",)
+    return ("task", "play", "noisy") if world == "cube-single" else ("play", "noisy")
 
 
 def _check(recipe: Recipe) -> None:
-    maze = WORLDS[recipe.world].family == "point"
-    fitting = ("task", "navigate") if maze else ("task", "play", "noisy")
-    if (
-        recipe.kind == "task"
-        and not maze
-        and not recipe.world.startswith("cube-single")
-    ):
-        fitting = ("play", "noisy")
+    fitting = kinds_of(recipe.world)
     if recipe.kind not in fitting:
         raise ConfigError(
             f"recipe {recipe.kind!r} does not exist for world {recipe.world!r}; "
             f"use one of {', '.join(fitting)}"
         )
-    for key in ("goal_probability", "random_action_probability"):
+    for key in (
+        "goal_probability",
+        "random_action_probability",
+        "stack_low",
+        "stack_high",
+    ):
         if not 0.0 <= getattr(recipe, key) <= 1.0:
             raise ConfigError(
                 f"recipe setting {key!r} is a probability, found {recipe.settings()[key]}"
@@ -144,6 +188,7 @@ def _check(recipe: Recipe) -> None:
         "min_goal_distance_m",
         "target_yaw_rad",
         "extra_rows",
+        "min_norm",
     ):
         if getattr(recipe, key) < 0:
             raise ConfigError(
@@ -154,3 +199,8 @@ def _check(recipe: Recipe) -> None:
             raise ConfigError(
                 f"recipe setting {key!r} must be > 0, found {recipe.settings()[key]}"
             )
+    if recipe.stack_low > recipe.stack_high:
+        raise ConfigError(
+            f"recipe setting 'stack_low' must not exceed 'stack_high', found {recipe.stack_low} "
+            f"and {recipe.stack_high}"
+        )

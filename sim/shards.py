@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,16 @@ class Shard:
     Attributes:
         first: index of the first episode.
         lengths: (E,) rows of each episode.
-        success: (E,) bool.
+        targets: (E,) targets of each episode that were over.
+        reached: (E,) those of them that were reached.
         rows: observations, actions, rewards, masks and the recorded states, (sum of lengths, ...).
         end_observations: (E, O) float32.
     """
 
     first: int
     lengths: NDArray[np.int64]
-    success: NDArray[np.bool_]
+    targets: NDArray[np.int64]
+    reached: NDArray[np.int64]
     rows: dict[str, NDArray[Any]]
     end_observations: NDArray[np.float32]
 
@@ -54,7 +56,8 @@ class Shard:
             lengths=np.array(
                 [len(episode.rewards) for episode in episodes], dtype=np.int64
             ),
-            success=np.array([episode.success for episode in episodes]),
+            targets=np.array([episode.targets for episode in episodes], np.int64),
+            reached=np.array([episode.reached for episode in episodes], np.int64),
             rows=rows,
             end_observations=np.stack(
                 [episode.end_observation for episode in episodes]
@@ -67,7 +70,8 @@ class Shard:
         return Shard(
             first=self.first,
             lengths=self.lengths[:episodes],
-            success=self.success[:episodes],
+            targets=self.targets[:episodes],
+            reached=self.reached[:episodes],
             rows={key: array[:end] for key, array in self.rows.items()},
             end_observations=self.end_observations[:episodes],
         )
@@ -85,7 +89,8 @@ def write_shard(folder: Path, shard: Shard) -> None:
     arrays: dict[str, Any] = {
         "first": np.int64(shard.first),
         "lengths": shard.lengths,
-        "success": shard.success,
+        "targets": shard.targets,
+        "reached": shard.reached,
         "end_observations": shard.end_observations,
     } | {f"rows/{key}": array for key, array in shard.rows.items()}
     with temporary.open("wb") as file:
@@ -107,7 +112,8 @@ def read_shard(path: Path) -> Shard:
         return Shard(
             first=int(arrays["first"]),
             lengths=arrays["lengths"],
-            success=arrays["success"],
+            targets=arrays["targets"],
+            reached=arrays["reached"],
             rows={
                 key.removeprefix("rows/"): array
                 for key, array in arrays.items()
@@ -130,6 +136,49 @@ def read_lengths(path: Path) -> list[int]:
         raise DatasetError(
             f"shard {path} is damaged ({error}); delete it and run again"
         ) from error
+
+
+def leading_shards(folder: Path) -> list[Path]:
+    """Files of the shards that follow each other from episode 0 on."""
+    paths: list[Path] = []
+    first = 0
+    while (path := shard_path(folder, first)).exists():
+        paths.append(path)
+        first += len(read_lengths(path))
+    return paths
+
+
+def join(paths: list[Path], episodes: int) -> Shard:
+    """The first episodes of consecutive shards, read one by one into arrays of their final size.
+
+    Args:
+        paths: shards that follow each other, from episode 0 on.
+        episodes: how many; the shards have at least so many.
+    """
+    lengths = [length for path in paths for length in read_lengths(path)][:episodes]
+    total, row = sum(lengths), 0
+    rows: dict[str, NDArray[Any]] = {}
+    parts: list[Shard] = []
+    for path in paths:
+        shard = read_shard(path)
+        shard = shard.head(episodes - shard.first)
+        count = int(shard.lengths.sum())
+        for key, array in shard.rows.items():
+            if key not in rows:
+                rows[key] = np.empty((total, *array.shape[1:]), array.dtype)
+            rows[key][row : row + count] = array
+        row += count
+        parts.append(replace(shard, rows={}))
+        if shard.first + len(shard.lengths) >= episodes:
+            break
+    return Shard(
+        first=0,
+        lengths=np.array(lengths, dtype=np.int64),
+        targets=np.concatenate([part.targets for part in parts]),
+        reached=np.concatenate([part.reached for part in parts]),
+        rows=rows,
+        end_observations=np.concatenate([part.end_observations for part in parts]),
+    )
 
 
 def open_shards(folder: Path, settings: dict[str, Any]) -> dict[int, int]:
