@@ -26,6 +26,7 @@ from qam_train.agents.common import (
 from qam_train.agents.heads import HeadNets
 from qam_train.config import AdjointConfig
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import Deployment, FlowPolicy, best_of
 from qam_train.networks import Field, Params, velocity_field, velocity_pullback
 
 C = TypeVar("C", bound=AdjointConfig)
@@ -118,6 +119,14 @@ class FlowPairAgent(Agent[C, QAMNoise]):
         fast = velocity_field(self.trained, "fast", s)
         return fast if self.tuned == "direct" else flow.added(fast, self.base_field(s))
 
+    def deployment(self) -> Deployment:
+        """The tuned flow."""
+        return best_of(self.config, self._tuned_flow())
+
+    def _tuned_flow(self) -> FlowPolicy:
+        base = None if self.tuned == "direct" else self.base
+        return FlowPolicy("fast", self.config.flow_steps, base)
+
     def base_field(self, s: Tensor) -> Field:
         """f_beta bound to s, constant."""
         return velocity_field(self.constant, self.base, s)
@@ -171,21 +180,18 @@ class AdjointAgent(FlowPairAgent[C]):
     ) -> tuple[Tensor, Metrics]:
         """Regression of f_theta on the adjoints, weighted by the trust region's lambda."""
         sigma = adjoint.memoryless_sigma(path.times, path.step)
-        if self.dual is None:
-            return adjoint.matching_loss(v_theta, v_beta, g, sigma)
+        periods = self.config.chunk
         with torch.no_grad():
-            periods = self.config.chunk
             shares = adjoint.path_kl_shares(v_theta, v_beta, sigma, path.step) / periods
-            cost = adjoint.adjoint_cost(g, sigma, path.step) / periods
-            weight = self.parts.temperature.weight(self.config, self.dual, cost)
-        scaled = sigma / weight.sqrt()
-        loss, metrics = adjoint.matching_loss(v_theta, v_beta, g, scaled)
-        return loss, metrics | {
-            "dual/kl_estimate": shares.sum(),
-            "dual/kl_inner": shares[:-1].sum(),
-            "dual/cost": cost,
-            "dual/lambda_in_loss": weight,
-        }
+        more = {"dual/kl_estimate": shares.sum(), "dual/kl_inner": shares[:-1].sum()}
+        if self.dual is not None:
+            with torch.no_grad():
+                cost = adjoint.adjoint_cost(g, sigma, path.step) / periods
+                weight = self.parts.temperature.weight(self.config, self.dual, cost)
+            sigma = sigma / weight.sqrt()
+            more |= {"dual/cost": cost, "dual/lambda_in_loss": weight}
+        loss, metrics = adjoint.matching_loss(v_theta, v_beta, g, sigma)
+        return loss, metrics | more
 
     @torch.no_grad()
     def adjoint_targets(
@@ -258,6 +264,11 @@ class AdjointAgent(FlowPairAgent[C]):
     def policy(self, s: Tensor, noise: Tensor) -> Tensor:
         """The head's action."""
         return self.parts.head.act(self.config, self.head_nets(), s, noise)[0]
+
+    def deployment(self) -> Deployment:
+        """The head on top of the tuned flow."""
+        head = self.parts.head.deployment(self.config, self._tuned_flow())
+        return best_of(self.config, head)
 
     @property
     def noise_width(self) -> int:
