@@ -237,7 +237,9 @@ class AdjointAgent(FlowPairAgent[C]):
             return {}
         temperature = self.parts.temperature
         kl, cost = metrics["dual/kl_estimate"], metrics["dual/cost"]
-        self.dual = temperature.advance(self.config, self.dual, kl, cost)
+        moved = temperature.advance(self.config, self.dual, kl, cost)
+        for name, value in vars(self.dual).items():
+            value.copy_(getattr(moved, name))
         return {
             "dual/lambda": temperature.weight(self.config, self.dual, cost),
             "dual/multiplier": self.dual.multiplier.clone(),

@@ -20,6 +20,7 @@ from qam_train.agents.common import (
 )
 from qam_train.config import MethodConfig
 from qam_train.data.dataset import ChunkBatch, Sampler, Source, UniformChunks
+from qam_train.deployment import Deployment
 from qam_train.networks import Params, depth, detached, init_mlp, net
 from qam_train.optimizer import JointAdam, lagged_average
 
@@ -119,10 +120,20 @@ class Agent(ABC, Generic[C, N]):
     def policy(self, s: Tensor, noise: Tensor) -> Tensor:
         """Flat action chunks (..., B, D) in [-1, 1] for normalised s (B, O)."""
 
+    @abstractmethod
+    def deployment(self) -> Deployment:
+        """What act() computes, as the policy graph needs to know it."""
+
     def update(
-        self, batch: ChunkBatch, noise: N, learning_rate: float | None = None
+        self,
+        batch: ChunkBatch,
+        noise: N,
+        learning_rate: float | Tensor | None = None,
     ) -> Metrics:
         """One step of all nets together; returns metrics.
+
+        What lasts from one update to the next is changed in place and nothing is read back to the
+        host, so that updates can be recorded and replayed on a device (captured.py).
 
         Args:
             batch: B chunks.

@@ -14,6 +14,7 @@ from qam_train.agents.base import Agent, Metrics, draw_critic, draw_flow
 from qam_train.agents.common import draw_normal, draw_uniform
 from qam_train.config import FlowConfig
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import Deployment, FlowPolicy, best_of
 from qam_train.networks import Params, velocity_field
 
 C = TypeVar("C", bound=FlowConfig)
@@ -65,6 +66,10 @@ class BehaviourFlowAgent(Agent[C, FlowActorNoise]):
         """Clipped n Euler steps of the flow."""
         field = velocity_field(self.trained, "flow", s)
         return flow.sample(field, noise, self.config.flow_steps)
+
+    def deployment(self) -> Deployment:
+        """The flow."""
+        return best_of(self.config, FlowPolicy("flow", self.config.flow_steps))
 
     def draw_noise(self, batch_size: int, generator: torch.Generator) -> FlowActorNoise:
         """Draw the noise of one update on the generator's device."""

@@ -19,6 +19,7 @@ from qam_train.agents.behaviour_flow import BehaviourFlowAgent, FlowActorNoise
 from qam_train.agents.common import draw_normal, draw_uniform
 from qam_train.config import FlowConfig, require
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import Deployment, FlowPolicy, GuidedFlow, best_of
 from qam_train.networks import Params, velocity_field
 
 
@@ -154,6 +155,14 @@ class GuidedAgent(BehaviourFlowAgent[C]):
         return guidance.guided_sample(
             field, gradient, noise, config.flow_steps, config.guidance, config.tau
         )
+
+    def deployment(self) -> Deployment:
+        """The guided flow; candidates are ranked at t = 1."""
+        config, n = self.config, self.config.flow_steps
+        told = tuple(self.guidance_time(k / n) for k in range(n))
+        flow = FlowPolicy(self.guided, n)
+        guided = GuidedFlow(flow, "critic", config.guidance, config.tau, told)
+        return best_of(config, guided, told=1.0)
 
     def draw_noise(self, batch_size: int, generator: torch.Generator) -> CGQLNoise:
         """Draw the noise of one update on the generator's device."""

@@ -19,6 +19,7 @@ from qam_train.agents.base import Agent, Metrics, draw_critic
 from qam_train.agents.common import Normaliser, draw_normal
 from qam_train.config import MethodConfig, require, require_positive
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import ReverseDiffusion
 from qam_train.networks import Params, init_mlp
 
 
@@ -72,9 +73,11 @@ class DiffusionAgent(Agent[C, DiffusionNoise]):
 
     Attributes:
         judge: critic whose action gradient improves the policy.
+        process: name of the reverse process that sample() computes.
     """
 
     judge: ClassVar[Literal["target_critic", "critic"]] = "target_critic"
+    process: ClassVar[Literal["posterior", "jump"]]
 
     policy_net: ClassVar[str] = "actor/noise"
 
@@ -151,6 +154,15 @@ class DiffusionAgent(Agent[C, DiffusionNoise]):
             return diffusion.predicted_noise(self.trained, "actor", s, x, time)
 
         return self.sample(predictor, x, torch.stack(steps))
+
+    def deployment(self) -> ReverseDiffusion:
+        """The method's reverse process."""
+        plan = self.plan
+        numbers = [
+            tuple(entries.tolist())
+            for entries in (plan.betas, plan.alphas, plan.alpha_hats)
+        ]
+        return ReverseDiffusion("actor", self.process, *numbers)
 
     @property
     def noise_width(self) -> int:

@@ -19,6 +19,12 @@ from qam_train.agents.behaviour_flow import BehaviourFlowAgent, FlowActorNoise
 from qam_train.agents.common import draw_normal, draw_uniform
 from qam_train.config import FlowConfig, require
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import (
+    Deployment,
+    FlowPolicy,
+    NoisePolicyFlow,
+    best_of,
+)
 from qam_train.networks import Params, init_head, velocity_field
 
 
@@ -135,6 +141,12 @@ class DSRLAgent(BehaviourFlowAgent[DSRLConfig]):
         mean, log_std = gaussian.head(self.trained, "actor", s)
         e, _ = gaussian.draw(mean, log_std, noise)
         return self.flow_action(s, self.config.noise_scale * e.clamp(-1.0, 1.0))
+
+    def deployment(self) -> Deployment:
+        """Noise policy and averaged flow."""
+        flow = FlowPolicy(self.played, self.config.flow_steps)
+        policy = NoisePolicyFlow(flow, "actor", self.config.noise_scale)
+        return best_of(self.config, policy)
 
     def draw_noise(self, batch_size: int, generator: torch.Generator) -> DSRLNoise:
         """Draw the noise of one update on the generator's device."""

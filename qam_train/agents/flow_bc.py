@@ -17,6 +17,7 @@ from qam_train.agents.base import Agent, draw_flow
 from qam_train.agents.common import draw_normal, draw_uniform
 from qam_train.config import AdjointConfig
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import FlowPolicy
 from qam_train.networks import Params, velocity_field
 
 
@@ -74,6 +75,10 @@ class FlowBCAgent(Agent[AdjointConfig, FlowNoise]):
         """Clipped n Euler steps of the cloned flow."""
         field = velocity_field(self.trained, "slow", s)
         return flow.sample(field, noise, self.config.flow_steps)
+
+    def deployment(self) -> FlowPolicy:
+        """The cloned flow; without a critic one candidate is as good as many."""
+        return FlowPolicy("slow", self.config.flow_steps)
 
     def rank(self, s: Tensor, candidates: Tensor) -> Tensor:
         """All alike: there is no critic."""

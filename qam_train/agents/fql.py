@@ -15,6 +15,7 @@ from qam_train.agents.behaviour_flow import BehaviourFlowAgent, FlowActorNoise
 from qam_train.agents.heads import Head, HeadNets, OneStepHead
 from qam_train.config import FlowConfig, require
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import Deployment, FlowPolicy, best_of
 from qam_train.networks import Params, velocity_field
 
 C = TypeVar("C", bound=FlowConfig)
@@ -67,6 +68,11 @@ class HeadedFlowAgent(BehaviourFlowAgent[C]):
     def policy(self, s: Tensor, noise: Tensor) -> Tensor:
         """The head's action."""
         return self.head.act(self.config, self.head_nets(), s, noise)[0]
+
+    def deployment(self) -> Deployment:
+        """The head on top of the flow."""
+        flow = FlowPolicy("flow", self.config.flow_steps)
+        return best_of(self.config, self.head.deployment(self.config, flow))
 
     @property
     def noise_width(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from qam_train import critic, gaussian
 from qam_train.agents.common import draw_normal
 from qam_train.config import MethodConfig
+from qam_train.deployment import EditedFlow, FlowPolicy, OneStep, Single
 from qam_train.networks import Params, init_head, init_mlp, mlp
 
 FlowSampler = Callable[[Tensor, Tensor], Tensor]
@@ -60,6 +61,9 @@ class Head(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Flat action (..., B, D) and, for a stochastic head, its log-likelihood."""
 
+    def deployment(self, config: Any, flow: FlowPolicy) -> Single:
+        """What act() computes on top of a flow."""
+
     def loss(
         self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Metrics]:
@@ -99,6 +103,10 @@ class NoHead:
     ) -> tuple[Tensor, None]:
         """Clipped flow action from z."""
         return nets.flow(s, noise), None
+
+    def deployment(self, config: MethodConfig, flow: FlowPolicy) -> FlowPolicy:  # noqa: ARG002
+        """The flow."""
+        return flow
 
     def loss(
         self,
@@ -151,6 +159,10 @@ class EditHead:
         x = torch.cat([s.expand(*base.shape[:-1], -1), base], -1)
         e, log_p = gaussian.draw(*gaussian.head(nets.trained, "edit", x), normal)
         return (base + config.edit.scale * e).clamp(-1.0, 1.0), log_p
+
+    def deployment(self, config: Any, flow: FlowPolicy) -> EditedFlow:
+        """The flow and its edit."""
+        return EditedFlow(flow, "edit", config.edit.scale)
 
     def loss(
         self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None
@@ -211,6 +223,10 @@ class OneStepHead:
     ) -> tuple[Tensor, None]:
         """Clipped pi(s, z); the flow is not asked."""
         return one_step(nets.trained, s, noise).clamp(-1.0, 1.0), None
+
+    def deployment(self, config: Any, flow: FlowPolicy) -> OneStep:  # noqa: ARG002
+        """The one-step actor alone."""
+        return OneStep("one_step")
 
     def loss(
         self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None

@@ -16,6 +16,7 @@ from qam_train.agents.base import Metrics, draw_value, spread
 from qam_train.agents.behaviour_flow import BehaviourFlowAgent, FlowActorNoise
 from qam_train.config import FlowConfig, require
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import Deployment, FlowPolicy, best_of
 from qam_train.expectile import expectile_loss
 from qam_train.networks import Params, mlp
 
@@ -84,3 +85,8 @@ class IFQLAgent(BehaviourFlowAgent[IFQLConfig]):
     def score(self, values: Tensor) -> Tensor:
         """The least value over the online ensemble, not the mean (official code)."""
         return values.amin(0)
+
+    def deployment(self) -> Deployment:
+        """The flow's candidate with the highest of the least values."""
+        flow = FlowPolicy("flow", self.config.flow_steps)
+        return best_of(self.config, flow, score="min")

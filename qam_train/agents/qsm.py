@@ -32,6 +32,7 @@ class QSMAgent(DiffusionAgent[QSMConfig]):
     """Predicted noise is regressed to -tau grad Q, beside the denoising loss."""
 
     algorithm = "qsm"
+    process = "jump"
 
     def improvement(
         self,

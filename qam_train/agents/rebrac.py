@@ -18,6 +18,7 @@ from qam_train.agents.base import Agent, Metrics, draw_critic
 from qam_train.agents.common import Normaliser, draw_normal
 from qam_train.config import MethodConfig, require, require_positive
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import DeterministicActor
 from qam_train.networks import Params, init_mlp, mlp
 
 
@@ -120,6 +121,10 @@ class ReBRACAgent(Agent[ReBRACConfig, ReBRACNoise]):
         """The actor's action with exploration noise."""
         a = actor(self.trained, "actor", s)
         return self._smoothed(a.expand(noise.shape), noise)
+
+    def deployment(self) -> DeterministicActor:
+        """The actor with its exploration noise."""
+        return DeterministicActor("actor", self.config.noise, self.config.noise_clip)
 
     def _smoothed(self, a: Tensor, noise: Tensor) -> Tensor:
         bound = self.config.noise_clip

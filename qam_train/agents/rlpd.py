@@ -17,6 +17,7 @@ from qam_train.agents.base import Agent, Metrics, draw_critic
 from qam_train.agents.common import draw_normal
 from qam_train.config import MethodConfig, require
 from qam_train.data.dataset import ChunkBatch
+from qam_train.deployment import GaussianActor
 from qam_train.networks import Params, init_head
 
 
@@ -111,6 +112,10 @@ class RLPDAgent(Agent[RLPDConfig, GaussianNoise]):
         """Drawn action."""
         mean, log_std = gaussian.head(self.trained, "actor", s)
         return gaussian.draw(mean, log_std, noise)[0]
+
+    def deployment(self) -> GaussianActor:
+        """The actor."""
+        return GaussianActor("actor")
 
     def draw_noise(self, batch_size: int, generator: torch.Generator) -> GaussianNoise:
         """Draw the noise of one update on the generator's device."""

@@ -26,6 +26,7 @@ from qam_train.agents.common import draw_normal, draw_uniform
 from qam_train.config import FlowConfig, require
 from qam_train.data.dataset import ChunkBatch, Sampler
 from qam_train.data.segments import SegmentBatch, SegmentChunks
+from qam_train.deployment import Deployment, FlowPolicy, best_of
 from qam_train.expectile import expectile_loss
 from qam_train.networks import Params, net, velocity_field
 from qam_train.optimizer import lagged_average
@@ -180,6 +181,11 @@ class RQLAgent(Agent[RQLConfig, RQLNoise]):
         """Clipped steps of the averaged flow."""
         field = velocity_field(self.targets, "target_actor", s)
         return flow.sample(field, noise, self.config.flow_steps)
+
+    def deployment(self) -> Deployment:
+        """The averaged flow; candidates are ranked as finished actions."""
+        flow = FlowPolicy("target_actor", self.config.flow_steps)
+        return best_of(self.config, flow, "value", told=1.0)
 
     @torch.no_grad()
     def explore(self, observations: Tensor, noise: Tensor) -> Tensor:
