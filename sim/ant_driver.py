@@ -27,7 +27,7 @@ class AntNavigator:
 
     Starts lie in any free cell, goals in cells that are no plain corridor; both are moved from the
     centre of the cell by up to a quarter of its size. The way leads over the centres of the cells
-    and, in the last one, to the goal itself: OGBench's generator steers to the centre there, too,
+    and, into the last one, to the goal itself: OGBench's generator steers to the centre there, too,
     which most goals are out of reach of (0.5 m).
 
     Args:
@@ -81,7 +81,7 @@ class AntNavigator:
 def heading(
     environment: Any, position: Values, target: Values, distances: NDArray[Any]
 ) -> Values:
-    """Unit vector (2,) from a position to the centre of the next cell, in the last to the target.
+    """Unit vector (2,) towards the centre of the next cell, or the target where that is the last.
 
     Args:
         environment: an OGBench maze.

@@ -51,6 +51,7 @@ class Generation:
         successes: episodes with a row in the task's goal.
         targets: targets of the drivers that were over before their episode was.
         reached: those of them that were reached.
+        fallen: episodes that ended before their time because the robot fell over.
         made_rows: rows simulated by this call (less than `rows` after a resume; more where the last
             shards went beyond the target).
         cpu_s: CPU time of this call's simulation, all workers together [s].
@@ -62,6 +63,7 @@ class Generation:
     successes: int
     targets: int
     reached: int
+    fallen: int
     made_rows: int
     cpu_s: float
     wall_s: float
@@ -144,10 +146,12 @@ def generate(
     labels = _labels(recipe, shard)
     dataset = dataset_of(shard.rows | labels, shard.lengths, shard.end_observations)
     starts = np.cumsum(shard.lengths) - shard.lengths
+    may_fall = recipe.kind != "task" and not recipe.fixed_length
     figures = {
         "successes": int((np.minimum.reduceat(dataset.masks, starts) == 0).sum()),
         "targets": int(shard.targets.sum()),
         "reached": int(shard.reached.sum()),
+        "fallen": int((shard.lengths < recipe.max_steps).sum()) if may_fall else 0,
     }
     meta = settings | dict(how or {}) | {"figures": figures}
     save(output, dataset, interface, recipe.world, recipe.task, meta)
