@@ -39,6 +39,7 @@ def proposal_of(observation, ages, action, stamp_ns, tick, episode):
         ("cube-single", "ur5e_2f85", None),
         ("pointmaze-medium", "mobile_base", None),
         ("pointmaze-medium", "mobile_base", "mobile_base.twist"),
+        ("antmaze-medium", "ant", None),
     ],
 )
 def test_what_the_guard_executes_is_what_the_environment_would_do(
