@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from sim.ant_frame import ACTIONS, FEATURES, Array, features, motor_action
 
 EXPERT_FILE: Final = Path(__file__).parent / "data" / "ant_expert.safetensors"
 FORMAT: Final = "ant-expert-1"
+NOTE: Final = "expert"  # key of the metadata: format and training, as JSON
 
 Weights = Mapping[str, NDArray[np.float32]]
 """'layer/weight' (in, out) and 'layer/bias' (out,), layers counted from 0."""
@@ -62,14 +64,15 @@ def _gelu(z: Array) -> Array:
     )
 
 
-def write_expert(path: Path, weights: Weights, how: Mapping[str, str]) -> None:
-    """Write an expert with a note on how it was made."""
+def write_expert(path: Path, weights: Weights, training: Mapping[str, Any]) -> None:
+    """Write an expert with the settings of its training, the same bytes for the same contents."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(dict(weights), path, metadata={"format": FORMAT} | dict(how))
+    note = json.dumps({"format": FORMAT, "training": dict(training)}, sort_keys=True)
+    save_file(dict(weights), path, metadata={NOTE: note})
 
 
-def read_expert(path: Path = EXPERT_FILE) -> tuple[AntExpert, dict[str, str]]:
-    """Read an expert and the note on how it was made.
+def read_expert(path: Path = EXPERT_FILE) -> tuple[AntExpert, dict[str, Any]]:
+    """Read an expert and the settings of its training.
 
     Raises:
         ConfigError: there is no such file, or it holds something else.
@@ -79,12 +82,19 @@ def read_expert(path: Path = EXPERT_FILE) -> tuple[AntExpert, dict[str, str]]:
             f"the walking expert {path} is missing; make it with tools/train_ant_expert.py"
         )
     with safe_open(path, framework="numpy") as file:
-        how: dict[str, Any] = file.metadata() or {}
+        note = json.loads((file.metadata() or {}).get(NOTE, "{}"))
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    sizes = [weights[name].shape for name in ("0/weight",) if name in weights]
-    if how.get("format") != FORMAT or not sizes or sizes[0][0] != FEATURES:
+    if note.get("format") != FORMAT or _sizes(weights) != (FEATURES, ACTIONS):
         raise ConfigError(
             f"{path} is no walking expert of format {FORMAT!r} with {FEATURES} features and "
             f"{ACTIONS} actions; make it anew with tools/train_ant_expert.py"
         )
-    return AntExpert(weights), how
+    return AntExpert(weights), note["training"]
+
+
+def _sizes(weights: Weights) -> tuple[int, int]:
+    """Numbers that go in and out; zeros where a layer is missing."""
+    last = f"{len(weights) // 2 - 1}/bias"
+    if "0/weight" not in weights or last not in weights:
+        return 0, 0
+    return weights["0/weight"].shape[0], weights[last].shape[0]
