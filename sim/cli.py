@@ -24,6 +24,7 @@ from qam_ros.runtime.recording import import_bag, recorded_interface, recover
 from sim.generate_cli import Generate, Presets
 from sim.import_npz import export_npz, import_npz
 from sim.inspect import describe, plot_coverage, summarise
+from sim.many_files import import_files
 from sim.render import render, trace_of
 
 Positional = tyro.conf.Positional
@@ -39,6 +40,8 @@ class Import:
         world: (npz) world of the files (default: read from the first file's name).
         task: (npz) 1..5: rewards are those of this task.
         sparse: (npz) -1 for every unfinished state, in place of minus the unmet sub-goals.
+        each: (npz) write every file as a dataset of its own, OUTPUT/000, 001, ..., for training that
+            replaces its data at an interval; files that are there already are kept.
         robot: name or file of the robot interface (default: the bag's, or the world's).
     """
 
@@ -47,6 +50,7 @@ class Import:
     world: str | None = None
     task: int = 1
     sparse: bool = False
+    each: bool = False
     robot: str | None = None
 
     def run(self) -> int:
@@ -55,18 +59,25 @@ class Import:
             raise ConfigError("name a bag, or .npz files or folders, to import")
         output = self.output or _beside(self.sources[0], ".dataset")
         if any(self.sources[0].glob("*.mcap")):
-            manifest = self._import_bag(output)
+            manifests = [self._import_bag(output)]
         else:
-            manifest = import_npz(
-                self.sources,
-                output,
-                world=self.world,
-                task=self.task,
-                robot=self.robot,
-                sparse=self.sparse,
-            )
-        print(f"{output}: {manifest.rows} rows in {manifest.segments} segments")
+            manifests = self._import_npz(output)
+        rows = sum(manifest.rows for manifest in manifests)
+        segments = sum(manifest.segments for manifest in manifests)
+        files = f", {len(manifests)} files" if self.each else ""
+        print(f"{output}: {rows} rows in {segments} segments{files}")
         return 0
+
+    def _import_npz(self, output: Path) -> list[DatasetManifest]:
+        options: dict[str, Any] = {
+            "world": self.world,
+            "task": self.task,
+            "robot": self.robot,
+            "sparse": self.sparse,
+        }
+        if self.each:
+            return import_files(self.sources, output, **options)
+        return [import_npz(self.sources, output, **options)]
 
     def _import_bag(self, output: Path) -> DatasetManifest:
         if len(self.sources) != 1:

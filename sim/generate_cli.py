@@ -162,7 +162,7 @@ def _line(preset: Preset) -> dict[str, str | int | float]:
         "noise": recipe.noise,
         "random": recipe.random_action_probability if noisy else "",
         "stacking": f"{recipe.stack_low}-{recipe.stack_high}" if several else "",
-        "GB": round(preset.disk_bytes / 1e9, 2),
+        "GB": f"{preset.disk_bytes / 1e9:.2f}",
     }
 
 
@@ -197,6 +197,6 @@ def _report(result: Generation, *, as_json: bool) -> None:
     share = 100 * result.reached / max(result.targets, 1)
     print(  # noqa: T201
         f"{result.rows} rows, {result.episodes} episodes, {result.successes} successful; "
-        f"{result.targets} targets, {share:.0f} % of them reached; "
+        f"{result.targets} targets, {share:.0f} % of them reached; {result.fallen} falls; "
         f"{result.wall_s:.1f} s, {rate:.0f} rows per CPU-second"
     )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qam_ros.contract.dataset import Dataset, DatasetManifest
+from qam_ros.contract.dataset import Dataset, DatasetManifest, validate_dataset
 from qam_ros.contract.errors import DatasetError, check_shape
 from qam_ros.contract.files import atomic_file, read_npz
 from qam_ros.contract.interface import RobotInterface
@@ -181,7 +181,7 @@ def _read(file: Path, interface: RobotInterface) -> Dataset:
             "trajectory needs at least two rows"
         )
     extras = _states(arrays, rows, where)
-    return dataset_of(
+    dataset = dataset_of(
         {
             "observations": arrays["observations"][~last].astype(np.float32),
             "actions": arrays["actions"][~last].astype(np.float32),
@@ -192,6 +192,8 @@ def _read(file: Path, interface: RobotInterface) -> Dataset:
         np.diff(np.flatnonzero(last) + 1, prepend=0) - 1,
         arrays["observations"][last].astype(np.float32),
     )
+    validate_dataset(dataset, interface, where)
+    return dataset
 
 
 def _states(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qam_ros.contract.errors import DatasetError
+from qam_ros.contract.errors import DatasetError, check_shape
 from sim.seeding import global_numpy_seed
 from sim.worlds import make_world, quiet_simulators
 
@@ -21,6 +21,9 @@ def label(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Label rows with the reward of their own state, as `success_timing='pre'` does.
 
+    Manipulation: minus the number of unmet sub-goals (cube, drawer and window within 4 cm, buttons in
+    the wanted state). Mazes: 0 near the goal (point 1 m, ant 0.5 m), else -1.
+
     Args:
         world: key of `WORLDS`.
         task: 1..5.
@@ -31,7 +34,8 @@ def label(
         rewards (N,) and masks (N,), 0 where the task is solved.
 
     Raises:
-        DatasetError: the recording lacks the states that the rule needs.
+        DatasetError: the recording lacks the states that the rule needs, or they are of another
+            world.
     """
     with quiet_simulators():
         from ogbench.relabel_utils import relabel_dataset
@@ -43,6 +47,15 @@ def label(
                 f"record it with the data (found {', '.join(sorted(states)) or 'none'})"
             )
     environment = _environment(world, task)
+    where = f"states of world {world!r}"
+    count = len(states["qpos"])
+    shape = (count, environment.unwrapped.model.nq)
+    check_shape("qpos", states["qpos"], shape, where, DatasetError)
+    if buttons:
+        shape = (count, environment.unwrapped._num_buttons)
+        check_shape(
+            "button_states", states["button_states"], shape, where, DatasetError
+        )
     rows: dict[str, Any] = dict(states)
     with quiet_simulators(), global_numpy_seed(0):
         relabel_dataset(world, environment, rows)

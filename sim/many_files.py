@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qam_ros.contract.dataset import read_dataset_manifest
+from qam_ros.contract.dataset import DatasetManifest, read_dataset_manifest
 from qam_ros.contract.errors import ConfigError, DatasetError
 from sim.generate import Generation, Progress, Target, generate, generator_settings
+from sim.import_npz import import_npz, npz_files
 from sim.recipes import Recipe
 
 _FILE_SEEDS = (
@@ -95,16 +96,53 @@ def generate_files(
     return _total(made)
 
 
+def import_files(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    world: str | None = None,
+    task: int = 1,
+    robot: str | None = None,
+    sparse: bool = False,
+) -> list[DatasetManifest]:
+    """Import every npz file as a dataset of its own; files that are there already are kept.
+
+    Args:
+        sources: npz files or folders of them, see `import_npz`.
+        output: folder of the set.
+        world: key of `WORLDS`; None reads it from each file's name.
+        task: 1..5: rewards and masks are those of this task.
+        robot: robot interface (default: the world's).
+        sparse: see `import_npz`.
+
+    Raises:
+        DatasetError: a file that is there has other settings, or see `import_npz`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    manifests = []
+    for index, source in enumerate(npz_files(sources)):
+        path = file_path(output, index)
+        if path.exists():
+            wanted = {"imported": [source.name], "task": task, "sparse": sparse}
+            _check_settings(path, wanted)
+            manifests.append(read_dataset_manifest(path))
+            continue
+        manifests.append(
+            import_npz(
+                [source], path, world=world, task=task, robot=robot, sparse=sparse
+            )
+        )
+    return manifests
+
+
 def _there(path: Path, settings: Mapping[str, Any], target: Target) -> Generation:
     """A finished file, after checking that it is the one that was asked for."""
+    _check_settings(path, settings)
     manifest = read_dataset_manifest(path)
-    differ = [key for key, value in settings.items() if manifest.meta.get(key) != value]
     if target.rows > manifest.rows or target.episodes not in (0, manifest.segments):
-        differ.append("size")
-    if differ:
         raise DatasetError(
-            f"{path} was made with other settings ({', '.join(differ)} differ); choose another "
-            "output or delete it"
+            f"{path} has {manifest.rows} rows in {manifest.segments} episodes, not what was asked "
+            f"for ({target}); choose another output or delete it"
         )
     return Generation(
         rows=manifest.rows,
@@ -114,6 +152,16 @@ def _there(path: Path, settings: Mapping[str, Any], target: Target) -> Generatio
         cpu_s=0.0,
         wall_s=0.0,
     )
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    meta = read_dataset_manifest(path).meta
+    differ = [key for key, value in settings.items() if meta.get(key) != value]
+    if differ:
+        raise DatasetError(
+            f"{path} was made with other settings ({', '.join(differ)} differ); choose another "
+            "output or delete it"
+        )
 
 
 def _total(parts: Iterable[Generation]) -> Generation:

@@ -9,8 +9,11 @@ from qam_ros.contract.errors import ConfigError, DatasetError
 from sim.episodes import EpisodeMaker
 from sim.generate import Target, generate
 from sim.labels import LABEL_KEYS, label
+from sim.maze_drivers import is_corridor
+from sim.oracles import make_driver
 from sim.recipes import make_recipe
 from sim.shards import SETTINGS
+from sim.worlds import WORLDS, make_world
 
 MAZE = make_recipe("task", "pointmaze-medium", 1, max_steps=30)
 
@@ -168,8 +171,41 @@ def test_navigate_data_cross_the_maze():
     assert len(cells) > 8
 
 
-def test_worlds_without_a_fitting_robot_need_one_named(tmp_path):
+def test_navigate_data_start_and_aim_beside_the_centres_of_cells():
+    world = make_world("pointmaze-large", 1)
+    driver = make_driver(world, make_recipe("navigate", "pointmaze-large"))
+    goals, starts = [], []
+    for seed in range(40):
+        world.reset(seed)
+        driver.begin(np.random.default_rng(seed))
+        starts.append(world.environment.get_xy())
+        goals.append(driver._target)
+    for places in (np.array(starts), np.array(goals)):
+        offsets = (places + 2) % 4 - 2
+        assert 0.8 < np.abs(offsets).max() <= 1.0
+    cells = [world.environment.xy_to_ij(goal) for goal in goals]
+    assert not any(is_corridor(world.environment, cell) for cell in cells)
+
+
+def test_what_a_driver_reached_is_counted(tmp_path):
+    recipe = make_recipe("play", "scene", max_steps=300)
+    made = generate(tmp_path / "data", recipe, Target(episodes=2), seed=0)
+    assert made.targets >= 6
+    assert made.targets * 0.8 <= made.reached <= made.targets
+    figures = read_dataset_manifest(tmp_path / "data").meta["figures"]
+    assert figures["reached"] == made.reached
+
+
+def test_a_worker_makes_no_more_than_the_target_where_episodes_have_one_length():
+    recipe = make_recipe("play", "scene", max_steps=300)
+    assert Target(rows=601).of(recipe) == Target(episodes=3)
+    assert Target(rows=601).of(make_recipe()) == Target(rows=601)
+
+
+def test_worlds_without_a_fitting_robot_need_one_named(tmp_path, monkeypatch):
     recipe = make_recipe("play", "cube-double")
+    unfit = dataclasses.replace(WORLDS["cube-double"], robot=None)
+    monkeypatch.setitem(WORLDS, "cube-double", unfit)
     with pytest.raises(DatasetError, match="--robot"):
         generate(tmp_path / "data", recipe, Target(episodes=1))
     assert not (tmp_path / "data.partial").exists()
@@ -186,6 +222,7 @@ def test_worlds_without_a_fitting_robot_need_one_named(tmp_path):
         ((), {"noise": "much"}, "expects float, found 'much'"),
         ((), {"goal_probability": 1.5}, "is a probability"),
         ((), {"segment_s": 0}, "must be > 0"),
+        ((), {"stack_low": 0.5, "stack_high": 0.1}, "'stack_low' must not exceed"),
     ],
 )
 def test_wrong_recipes_are_refused_in_words(arguments, overrides, message):
