@@ -49,9 +49,9 @@ STAGES: dict[str, tuple[str, Stage]] = {
         "scripted recordings, most of which aim at the wrong place",
         demo_stages.make_data,
     ),
-    "offline": ("behaviour cloning, then QAM", demo_stages.train),
+    "offline": ("behaviour cloning, then the method", demo_stages.train),
     "export": ("policy artifacts, verified", demo_stages.export),
-    "evaluate": ("success of the cloned base and of QAM", _evaluate),
+    "evaluate": ("success of the cloned base and of the trained policy", _evaluate),
     "online": (
         "robot on ROS 2 in lockstep, learning from its stream",
         demo_online.fine_tune,
@@ -72,6 +72,8 @@ class DemoArguments:
     """YAML settings; default: config/demo.yaml."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Override of one setting, dotted.key=value; may be repeated."""
+    method: str = ""
+    """Method in place of the settings' own, e.g. trqam or fql."""
     seed: int | None = None
     """Seed of everything."""
     resume: bool = False
@@ -124,4 +126,7 @@ def _settings(arguments: DemoArguments) -> DemoConfig:
         path = own if resumed else bringup_folder().parent / name
     elif arguments.miniature:
         raise ConfigError("give either --config or --miniature, both name the settings")
-    return load_config(DemoConfig, path, arguments.set).seeded(arguments.seed)
+    config = load_config(DemoConfig, path, arguments.set)
+    if arguments.method:
+        config = config.with_method(arguments.method)
+    return config.seeded(arguments.seed)

@@ -5,10 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from qam_ros.contract.errors import ConfigError
+from qam_train.agents.registry import find_method
+from qam_train.config import MethodConfig, StageConfig
 from qam_train.learner_config import LearnerConfig
-from qam_train.offline_config import OfflineConfig
+from qam_train.offline_config import OfflineConfig, clone_settings
+from qam_train.suite.protocol import load_protocol
+
+SMALL_DOMAIN = "cube-single"
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class DemoConfig:
         film: whether to draw an episode before and after.
         data: the recordings.
         offline: training on them; its seed is replaced by the demo's.
+        base: cloning of the base it is compared with, for a method that clones no flow of its own.
         online: fine-tuning; its seed is replaced by the demo's.
         robot: the ROS graph.
     """
@@ -74,6 +81,7 @@ class DemoConfig:
     film: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     offline: OfflineConfig = field(default_factory=OfflineConfig)
+    base: StageConfig = field(default_factory=StageConfig)
     online: LearnerConfig = field(default_factory=LearnerConfig)
     robot: RobotConfig = field(default_factory=RobotConfig)
 
@@ -95,3 +103,66 @@ class DemoConfig:
             offline=dataclasses.replace(self.offline, seed=chosen),
             online=dataclasses.replace(self.online, seed=chosen),
         )
+
+    def trainings(self) -> dict[str, OfflineConfig]:
+        """Trainings on the data by folder, the method's own last.
+
+        A method that clones no flow gets a cloned base of its own, to be compared with.
+        """
+        if self.base.updates == 0:
+            return {"offline": self.offline}
+        clone = dataclasses.replace(
+            self.offline,
+            method="flow_bc",
+            agent=clone_settings(self.offline.agent),
+            behaviour=StageConfig(),
+            offline=self.base,
+        )
+        return {"base": clone, "offline": self.offline}
+
+    def with_method(self, name: str) -> DemoConfig:
+        """The same demo with another method.
+
+        Sizes and numbers that all methods have stay the demo's; what only some methods have, and
+        the gradient clip, are those of the protocol `small`.
+
+        Args:
+            name: as in qam_train/agents/registry.py.
+
+        Raises:
+            ConfigError: unknown method; names the nearest.
+        """
+        method = find_method(name)
+        if name == self.offline.method:
+            return self
+        known = {item.name for item in dataclasses.fields(method.config)}
+        agent = self.offline.agent
+        kept = [item.name for item in dataclasses.fields(agent) if item.name in known]
+        own = self._small_settings(name)
+        numbers = {key: getattr(agent, key) for key in kept if key not in own}
+        clones = bool(method.agent.behaviour_nets)
+        behaviour = self.offline.behaviour
+        offline = dataclasses.replace(
+            self.offline,
+            method=name,
+            agent=method.config(**numbers, **own),
+            behaviour=behaviour if clones else StageConfig(),
+        )
+        base = StageConfig() if clones else behaviour
+        return dataclasses.replace(self, offline=offline, base=base)
+
+    def _small_settings(self, name: str) -> dict[str, Any]:
+        """What the protocol `small` says of a method beyond the numbers every method has."""
+        if name == "flow_bc":
+            return {}
+        protocol = load_protocol("small")
+        agent = protocol.cell(name, SMALL_DOMAIN, 1, 0).agent
+        shared = {item.name for item in dataclasses.fields(MethodConfig)} - {
+            "clip_norm"
+        }
+        kept = {"flow_steps", "adjoint_batch"}
+        return {
+            item.name: getattr(agent, item.name)
+            for item in dataclasses.fields(agent)
+            if item.name not in shared | kept
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -32,6 +32,7 @@ from qam_train.loops.demo_stages import evaluation_config
 from qam_train.metrics import read_metrics
 from qam_train.report.page import page
 from qam_train.report.record import (
+    Array,
     Film,
     Record,
     SuccessRate,
@@ -39,6 +40,7 @@ from qam_train.report.record import (
     summary,
     write_json,
 )
+from qam_train.suite.report.labels import label
 from qam_train.versions import VersionFolder
 
 LATE_SHARE = 0.1  # of a period; the policy node's own measure of a late tick
@@ -62,10 +64,11 @@ def collect(run: DemoRun, film: Film | None) -> Record:
     real = run.result("real time")
     return Record(
         seed=run.config.seed,
+        method=label(run.config.offline.method),
         machine=machine(),
         dataset={name: float(value) for name, value in data.items()},
         success={name: _rate(found) for name, found in evaluated.items()},
-        behaviour=columns(offline, "behaviour"),
+        behaviour=_behaviour_metrics(run, offline),
         offline=columns(offline, "offline"),
         online=columns(read_metrics(robot / "metrics.jsonl"), "online"),
         episodes=read_episodes(robot / "lockstep", lockstep_rows),
@@ -94,6 +97,17 @@ def collect(run: DemoRun, film: Film | None) -> Record:
         lockstep=online["lockstep"],
         notes=_notes(later_rows),
     )
+
+
+def _behaviour_metrics(
+    run: DemoRun, offline: Sequence[Mapping[str, Any]]
+) -> dict[str, Array]:
+    """Metrics of the cloning, wherever it took place; empty where nothing was cloned."""
+    if run.config.base.updates > 0:
+        return columns(read_metrics(run.path / "base" / "metrics.jsonl"), "offline")
+    if run.config.offline.behaviour.updates > 0:
+        return columns(offline, "behaviour")
+    return {}
 
 
 def _notes(realtime_rows: Rows) -> tuple[str, ...]:

@@ -65,20 +65,22 @@ def make_data(run: DemoRun, display: Display, result: dict[str, Any]) -> None:
 
 
 def train(run: DemoRun, display: Display, result: dict[str, Any]) -> None:
-    """Behaviour cloning, then QAM, into `offline/`; goes on from its newest checkpoint."""
+    """Behaviour cloning, then the method, into `offline/`; goes on from its newest checkpoint."""
     folder = run.path / "dataset"
     manifest = read_dataset_manifest(folder)
-    trained = train_offline(
-        run.config.offline,
-        FlatDataset.from_contract(read_dataset(folder)),
-        run.path / "offline",
-        resume=True,
-        progress=not display.console.quiet,
-        provenance={
-            "dataset_hash": manifest.sha256,
-            "semantic_hash": manifest.interface.semantic_hash,
-        },
-    )
+    dataset = FlatDataset.from_contract(read_dataset(folder))
+    for name, config in run.config.trainings().items():
+        trained = train_offline(
+            config,
+            dataset,
+            run.path / name,
+            resume=True,
+            progress=not display.console.quiet,
+            provenance={
+                "dataset_hash": manifest.sha256,
+                "semantic_hash": manifest.interface.semantic_hash,
+            },
+        )
     result["agent"] = trained.agent.algorithm
 
 

@@ -54,13 +54,14 @@ def _boundary(axes: Axes, place: float, text: str) -> None:
 
 
 def training_figure(
-    behaviour: Mapping[str, Array], offline: Mapping[str, Array]
+    behaviour: Mapping[str, Array], offline: Mapping[str, Array], method: str
 ) -> Figure:
     """Loss of the critic, value level and loss of the behaviour flow over the updates.
 
     Args:
         behaviour: metrics of the cloning stage, updates counted within it.
-        offline: metrics of the QAM stage.
+        offline: metrics of the stage after it.
+        method: name of that stage's method.
     """
     figure, axes = new_figure(3)
     panels = (
@@ -71,7 +72,7 @@ def training_figure(
         if not _curve(panel, offline, key, colour, key):
             note(panel, "not recorded")
         panel.set_yscale(scale)
-        titled(panel, title, "updates of QAM")
+        titled(panel, title, f"updates of {method}")
     cloned = (
         float(np.max(behaviour["update"])) if len(behaviour.get("update", ())) else 0.0
     )
@@ -81,8 +82,8 @@ def training_figure(
     ]
     if not any(drawn):
         note(axes[2], "not recorded")
-    titled(axes[2], "behaviour flow: loss", "updates of cloning, then of QAM")
-    _boundary(axes[2], cloned, "QAM")
+    titled(axes[2], "behaviour flow: loss", f"updates of cloning, then of {method}")
+    _boundary(axes[2], cloned, method)
     return figure
 
 
@@ -113,4 +114,27 @@ def adjoint_figure(offline: Mapping[str, Array], online: Mapping[str, Array]) ->
         _boundary(panel, start, "online")
         if len(series) > 1:
             panel.legend(loc="center right", frameon=False)
+    return figure
+
+
+def trust_region_figure(
+    offline: Mapping[str, Array], online: Mapping[str, Array]
+) -> Figure:
+    """Path KL with its budget, and the temperature that holds it there."""
+    figure, axes = new_figure(2)
+    start = float(np.max(offline["update"])) if len(offline.get("update", ())) else 0.0
+    later = {**online, "update": online["update"] + start} if "update" in online else {}
+    panels = (
+        (axes[0], "path KL [nats per action]", "dual/kl_estimate", BLUE),
+        (axes[1], "temperature λ", "dual/lambda", ORANGE),
+    )
+    for panel, title, key, colour in panels:
+        for part in (offline, later):
+            _curve(panel, part, key, colour, "")
+            if panel is axes[0] and "dual/budget" in part:
+                budget = part["dual/budget"]
+                panel.plot(part["update"], budget, color="#444444", linestyle="--")
+        panel.set_yscale("log")
+        titled(panel, title, "updates")
+        _boundary(panel, start, "online")
     return figure

@@ -132,7 +132,7 @@ def _success(record: Record) -> str:
         svg(figures.success_figure(rates)),
         f"Success over {episodes} episodes of each policy, from starts that no training saw, with "
         "95 % Wilson intervals. The "
-        "<b>base</b> imitates the recordings, wrong aims included. <b>Offline</b> is QAM trained on the same "
+        f"<b>base</b> imitates the recordings, wrong aims included. <b>Offline</b> is {record.method} trained on the same "
         "recordings with the reward: it chooses among the moves that the base would make. <b>Online</b> is the "
         "same policy after fine-tuning on what the robot streamed back.",
         "Bars of the success rates",
@@ -152,23 +152,44 @@ def _offline(record: Record) -> str:
     return (
         "<h2>Offline training</h2>"
         + _figure(
-            svg(curves.training_figure(record.behaviour, record.offline)),
+            svg(
+                curves.training_figure(record.behaviour, record.offline, record.method)
+            ),
             "Left: error of the critic, which learns how good a chunk of actions is. Middle: the mean value it "
             "assigns to the recorded chunks; each step costs 1 until the cube is at the goal, so nearer to 0 is "
             "better. Right: error of the behaviour flow, first while it is cloned alone, then while it goes on "
             "imitating beside the rest. Pale: single records; strong: running mean.",
             "Learning curves of offline training",
         )
-        + _figure(
-            svg(curves.adjoint_figure(record.offline, record.online)),
-            "The lean adjoint carries the critic's wish backwards through the ten flow steps; its size says how "
-            "hard the policy is pulled away from imitation. The matching loss is what the tuned flow minimises. "
-            "Right of the dotted line the robot is running.",
-            "Norm of the lean adjoint",
-        )
+        + _adjoint(record)
+        + _trust_region(record)
         + f"<p>The exported policy answers like the trained one: the largest difference between torch and ONNX "
         f"Runtime on the {parity['probes']:.0f} golden probes is {parity['largest_difference']:.1e} (allowed "
         f"{parity['tolerance']:.0e}).</p>"
+    )
+
+
+def _adjoint(record: Record) -> str:
+    if "adjoint/norm_mean" not in record.offline:
+        return ""
+    return _figure(
+        svg(curves.adjoint_figure(record.offline, record.online)),
+        "The lean adjoint carries the critic's wish backwards through the ten flow steps; its size says how "
+        "hard the policy is pulled away from imitation. The matching loss is what the tuned flow minimises. "
+        "Right of the dotted line the robot is running.",
+        "Norm of the lean adjoint",
+    )
+
+
+def _trust_region(record: Record) -> str:
+    if "dual/lambda" not in record.offline:
+        return ""
+    return _figure(
+        svg(curves.trust_region_figure(record.offline, record.online)),
+        "Left: how far the tuned flow has moved from the behaviour flow (path KL for each action), held at its "
+        "budget, the dashed line. Right: the temperature λ that holds it there: a large λ keeps to imitation, "
+        "a small one follows the critic. Right of the dotted line the robot is running.",
+        "Trust region",
     )
 
 

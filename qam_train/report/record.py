@@ -148,6 +148,7 @@ class Record:
     """All measurements of one demo run."""
 
     seed: int
+    method: str  # as its paper writes it
     machine: Mapping[str, str]
     dataset: Mapping[str, float]
     success: Mapping[str, SuccessRate]  # base, offline, online

@@ -24,8 +24,8 @@ GREY, BLUE, ORANGE, GREEN, VERMILION, PURPLE = (
 STAGE_COLOURS = {"base": GREY, "offline": BLUE, "online": VERMILION}
 STAGE_NAMES = {
     "base": "behaviour-cloned base",
-    "offline": "QAM, offline",
-    "online": "QAM, fine-tuned online",
+    "offline": "trained offline",
+    "online": "fine-tuned online",
 }
 
 _STYLE: Any = {  # matplotlib types its keys as literals
@@ -52,10 +52,30 @@ def new_figure(
         width: of the figure [inch].
         height: of the figure [inch].
     """
+    return new_grid(1, columns, width=width, height=height)
+
+
+def new_grid(
+    rows: int,
+    columns: int,
+    *,
+    width: float,
+    height: float,
+    share: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with rows of panels in the common style; the panels row by row.
+
+    Args:
+        rows: number of rows.
+        columns: panels in a row.
+        width: of the figure [inch].
+        height: of the figure [inch].
+        share: all panels have the same axes; only the outer ones are labelled.
+    """
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    return figure, list(axes.flat)
 
 
 def svg(figure: Figure) -> str:

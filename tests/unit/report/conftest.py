@@ -43,6 +43,7 @@ def record() -> Record:
     )  # fmt: skip
     return Record(
         seed=0,
+        method="QAM",
         machine={"cpu": "two cores", "python": "3.11.2", "torch": "2.13.0"},
         dataset={"rows": 30_056, "episodes": 186, "successful_episodes": 70},
         success={

@@ -51,7 +51,7 @@ def test_online_curves_of_the_adjoint_follow_the_offline_ones(record: Record) ->
 
 def test_a_metric_that_was_not_recorded_is_named_as_missing() -> None:
     assert (
-        texts(curves.training_figure({}, {"update": np.arange(3.0)})).count(
+        texts(curves.training_figure({}, {"update": np.arange(3.0)}, "QAM")).count(
             "not recorded"
         )
         == 3
