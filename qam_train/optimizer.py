@@ -18,9 +18,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     Norms are taken tensor by tensor: one float32 accumulator over ten million entries is off by
     3e-4.
     """
-    return torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(x) for x in tensors])
-    )
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
 
 
 def clip_jointly(gradients: Sequence[Tensor], clip_norm: float) -> Tensor:
@@ -71,9 +69,12 @@ class JointAdam:
 
     @torch.no_grad()
     def step(
-        self, gradients: Sequence[Tensor], learning_rate: float
+        self, gradients: Sequence[Tensor], learning_rate: float | Tensor
     ) -> dict[str, Tensor]:
-        """Clip and take one step; gradients are in the order of the dictionary and are consumed."""
+        """Clip and take one step; gradients are in the order of the dictionary and are consumed.
+
+        A learning rate () on the tensors' device may change without any work of the host.
+        """
         norm = clip_jointly(gradients, self.clip_norm)
         adam(
             list(self.params.values()),

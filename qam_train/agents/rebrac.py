@@ -70,7 +70,8 @@ class ReBRACAgent(Agent[ReBRACConfig, ReBRACNoise]):
     ) -> None:
         """As Agent; counts updates from 0."""
         super().__init__(config, parameters, normaliser)
-        self.updates = torch.zeros((), dtype=torch.int64)
+        device = normaliser.mean.device
+        self.updates = torch.zeros((), dtype=torch.int64, device=device)
 
     @classmethod
     def draw_nets(
@@ -106,10 +107,14 @@ class ReBRACAgent(Agent[ReBRACConfig, ReBRACNoise]):
         return loss, {"loss": loss.detach(), **metrics, **more}
 
     def follow(self) -> None:
-        """Move the targets in every averages_every-th update."""
+        """Move the targets in every averages_every-th update; which one, the device counts."""
         self.updates += 1
-        if int(self.updates) % self.config.averages_every == 0:
-            super().follow()
+        due = self.updates % self.config.averages_every == 0
+        with torch.no_grad():
+            for target, online in zip(
+                self.targets.values(), self._followed, strict=True
+            ):
+                target.lerp_(online, due.to(target.dtype) * self.config.ema)
 
     @torch.no_grad()
     def next_action(self, batch: ChunkBatch, noise: Tensor) -> Tensor:

@@ -159,6 +159,22 @@ class FlatDataset:
         """(S,), the last row of every segment."""
         return torch.nonzero(self.terminals > 0).flatten()
 
+    @cached_property
+    def first_rows(self) -> Tensor:
+        """(S,), the first row of every segment."""
+        last = self.last_rows
+        return torch.cat([last.new_zeros(1), last[:-1] + 1])
+
+    @cached_property
+    def long_segments(self) -> Tensor:
+        """(L,), the segments of two rows or more."""
+        return torch.nonzero(self.last_rows > self.first_rows).flatten()
+
+    @cached_property
+    def ends_known(self) -> bool:
+        """Whether the newest row's next observation is known."""
+        return len(self) > 0 and int(self.end_index[-1]) >= 0
+
     @property
     def observation_size(self) -> int:
         """O."""
@@ -174,8 +190,28 @@ class FlatDataset:
 
         One less while the newest row's next observation is not known yet.
         """
-        known = len(self) > 0 and int(self.end_index[-1]) >= 0
-        return max(0, len(self) - h + (1 if known else 0))
+        return max(0, len(self) - h + (1 if self.ends_known else 0))
+
+    def clone(self) -> Self:
+        """A copy of all rows."""
+        fields = dataclasses.fields(self)
+        return type(self)(*(getattr(self, f.name).clone() for f in fields))
+
+    def overwrite(self, other: FlatDataset) -> bool:
+        """Copy other rows over these, in place; False, and nothing is changed, for other sizes."""
+        mine, theirs = self._tensors(), other._tensors()
+        if [x.shape for x in mine] != [x.shape for x in theirs]:
+            return False
+        if self.ends_known != other.ends_known:
+            return False
+        for old, new in zip(mine, theirs, strict=True):
+            old.copy_(new)
+        return True
+
+    def _tensors(self) -> list[Tensor]:
+        """All rows, and the indices into them that are kept."""
+        rows = [getattr(self, f.name) for f in dataclasses.fields(self)]
+        return [*rows, self.last_rows, self.first_rows, self.long_segments]
 
     def windows(self, start: Tensor, h: int, discount: float) -> ChunkWindows:
         """Chunks of h rows from given starts, step by step.
@@ -193,9 +229,7 @@ class FlatDataset:
         terminals = self.terminals[rows].cummax(1).values
         inside = torch.ones_like(terminals)
         inside[:, 1:] = 1.0 - terminals[:, :-1]
-        weights = torch.tensor(
-            [discount**i for i in range(h)], dtype=terminals.dtype, device=start.device
-        )
+        weights = discount_powers(discount, h, terminals)
         return ChunkWindows(
             observations=self.observations[start],
             actions=self.actions[rows],
@@ -346,6 +380,12 @@ class Source(Protocol):
         self, sampler: Sampler, batch_size: int, generator: torch.Generator
     ) -> ChunkBatch:
         """Batch of B chunks as a sampler draws them."""
+
+
+def discount_powers(discount: float, h: int, like: Tensor) -> Tensor:
+    """(h,), gamma^0 .. gamma^(h-1), without any number from the host; rounded once."""
+    exponents = torch.arange(h, dtype=torch.float64, device=like.device)
+    return torch.pow(discount, exponents).to(like.dtype)
 
 
 def _window(start: Tensor, h: int) -> Tensor:

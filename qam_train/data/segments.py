@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qam_ros.contract.errors import DatasetError
-from qam_train.data.dataset import ChunkBatch, FlatDataset
+from qam_train.data.dataset import ChunkBatch, FlatDataset, discount_powers
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class Segments:
 
     Args:
         first, last: (S,), first and last row of each.
+        long: (L,), those of two rows or more.
     """
 
     first: Tensor
     last: Tensor
+    long: Tensor
 
     @classmethod
     def of(cls, data: FlatDataset) -> Segments:
         """Episodes end at the rows with terminal = 1; rows after the last end belong to none."""
-        last = data.last_rows
-        first = torch.cat([last.new_zeros(1), last[:-1] + 1])
-        return cls(first, last)
+        return cls(data.first_rows, data.last_rows, data.long_segments)
 
     def starts(self) -> tuple[Tensor, Tensor]:
         """Every (episode, row) that may be drawn: all rows but the last of each episode."""
@@ -72,10 +72,6 @@ class Segments:
         row = torch.arange(len(episode), device=count.device) - offset[episode]
         return episode, self.first[episode] + row
 
-    def long(self) -> Tensor:
-        """Episodes of two rows or more."""
-        return torch.nonzero(self.last > self.first).flatten()
-
     def draw(
         self, batch_size: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -84,13 +80,12 @@ class Segments:
         Raises:
             DatasetError: no episode has two rows.
         """
-        long = self.long()
-        if len(long) == 0:
+        if len(self.long) == 0:
             raise DatasetError("dataset: expected an episode of two rows, got none")
         draws = torch.randint(
-            len(long), (batch_size,), generator=generator, device=generator.device
+            len(self.long), (batch_size,), generator=generator, device=generator.device
         )
-        episode = long[draws]
+        episode = self.long[draws]
         share = torch.rand(batch_size, generator=generator, device=generator.device)
         span = self.last[episode] - self.first[episode]
         step = (share * span).long().clamp(max=span - 1)
@@ -117,9 +112,7 @@ def segment_batch(window: SegmentWindows, discount: float) -> SegmentBatch:
     h = len(window.rewards) - 1
     ended = torch.zeros_like(window.terminals)
     ended[1:] = window.terminals[:-1]  # (h+1, B), 1 on repeated rows
-    weights = torch.tensor(
-        [discount**i for i in range(h)], dtype=ended.dtype, device=ended.device
-    )
+    weights = discount_powers(discount, h, ended)
     inside = 1.0 - ended[:h]
     return SegmentBatch(
         observations=window.observations[0],
@@ -146,7 +139,7 @@ class SegmentChunks:
 
     def places(self, data: FlatDataset) -> int:
         """Episodes that may be drawn; the one that still goes on is none."""
-        return len(Segments.of(data).long())
+        return len(data.long_segments)
 
     def draw(
         self, data: FlatDataset, batch_size: int, generator: torch.Generator

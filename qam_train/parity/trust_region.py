@@ -60,14 +60,14 @@ def _one_update(
     batch = binding.batch(lambda n: recording.tensor(f"batch/{n}")[step], settings)
     noise = binding.noise(lambda n: recording.tensor(f"noise/{n}")[step])
     gradients = gradients_of(agent, agent.loss(batch, noise)[0])
-    before = vars(agent)["dual"]
-    metrics = agent.update(batch, noise)
-    after = vars(agent)["dual"]
-    ours = gradient_info(gradients) | {
-        "dual/lam_before": float(before.multiplier),
-        "dual/kl_ema_before": float(before.kl),
-        "dual/lam_after": float(after.multiplier),
+    state = vars(agent)["dual"]
+    before = {
+        "dual/lam_before": float(state.multiplier),
+        "dual/kl_ema_before": float(state.kl),
     }
+    metrics = agent.update(batch, noise)
+    after = {"dual/lam_after": float(state.multiplier)}
+    ours = gradient_info(gradients) | before | after
 
     def value(name: str) -> float:
         if name in ours:
