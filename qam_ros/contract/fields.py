@@ -13,6 +13,9 @@ BY_JOINT: Final = ("<joint>",)
 BY_ELEMENT: Final = ("<element>",)
 """Marks a bare array whose values are the block's elements, in order."""
 
+JOINT_FRAME: Final = "joint"
+"""Frame of numbers of the robot's own joints, which are in no frame of space."""
+
 _XYZ: Final = ("x", "y", "z")
 _XYZW: Final = ("x", "y", "z", "w")
 

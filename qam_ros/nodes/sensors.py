@@ -17,13 +17,17 @@ import numpy.typing as npt
 
 from qam_ros.contract.blocks import Source
 from qam_ros.contract.errors import InterfaceError
-from qam_ros.contract.fields import BY_ELEMENT, BY_JOINT, UNSTAMPED, field_components
+from qam_ros.contract.fields import (
+    BY_ELEMENT,
+    BY_JOINT,
+    JOINT_FRAME,
+    UNSTAMPED,
+    field_components,
+)
 from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.nodes.convert import from_time, to_time
 
 FloatArray = npt.NDArray[np.float64]
-JOINT_FRAME: Final = "joint"
-"""What an interface writes where numbers are of joints, in no frame of space."""
 ODOMETRY: Final = "nav_msgs/msg/Odometry"
 """Its pose is in the frame of its header, its velocity in ``child_frame_id``."""
 

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
 from qam_ros.contract.blocks import ActionBlock
 from qam_ros.contract.errors import ConfigError
+from qam_ros.contract.fields import JOINT_FRAME
 from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.contract.transforms import find_transform
 from qam_ros.runtime.guard_limits import command_limits
@@ -20,6 +22,9 @@ from qam_ros.runtime.guard_types import (
     MeasuredInput,
     Watch,
 )
+
+JOINT_STATE: Final = "sensor_msgs/msg/JointState"
+ODOMETRY: Final = "nav_msgs/msg/Odometry"
 
 
 def guard_config(
@@ -119,16 +124,21 @@ def _output(interface: RobotInterface, block: ActionBlock) -> CommandOutput:
 
 
 def _watches(interface: RobotInterface, *, odometry: bool) -> list[Watch]:
-    """Joint positions [rad, m] and measured poses: their last bits move whenever the robot does."""
+    """The robot's joint positions [rad, m] and measured poses: their last bits move when it does.
+
+    Joints of things that the robot handles (a drawer, a button) are in a frame of space: they rest.
+    """
     measured = {
         block.measured.topic for block in interface.action if block.measured is not None
     }
-    moving = {"sensor_msgs/msg/JointState"}
-    if odometry and any(block.mode == "velocity" for block in interface.action):
-        moving.add("nav_msgs/msg/Odometry")
+    base = odometry and any(block.mode == "velocity" for block in interface.action)
     indices: dict[str, list[int]] = {}
     for block in interface.observation:
-        watched = block.source.type in moving or block.source.topic in measured
+        watched = (
+            block.source.topic in measured
+            or (block.frame == JOINT_FRAME and block.source.type == JOINT_STATE)
+            or (base and block.source.type == ODOMETRY)
+        )
         if block.unit in ("m", "rad") and watched:
             where = interface.observation_slices[block.name]
             indices.setdefault(block.source.topic, []).extend(

@@ -37,6 +37,8 @@ def proposal_of(observation, ages, action, stamp_ns, tick, episode):
     ("world_name", "robot", "overlay"),
     [
         ("cube-single", "ur5e_2f85", None),
+        ("scene", "ur5e_scene", None),
+        ("puzzle-3x3", "ur5e_puzzle_3x3", None),
         ("pointmaze-medium", "mobile_base", None),
         ("pointmaze-medium", "mobile_base", "mobile_base.twist"),
         ("antmaze-medium", "ant", None),

@@ -7,6 +7,7 @@ import pytest
 from qam_ros.contract.dataset import read_dataset
 from qam_ros.contract.errors import DatasetError
 from qam_ros.contract.interface import assemble, load_interface
+from qam_ros.runtime.guard_config import guard_config
 from sim.import_npz import import_npz
 from sim.labels import label
 from sim.worlds import WORLDS, make_world
@@ -47,6 +48,14 @@ def test_every_scene_has_the_same_arm_and_the_same_action(world):
     assert interface.action == plain.action
     assert interface.control_period_s == plain.control_period_s
     assert interface.safe_action == plain.safe_action
+
+
+@pytest.mark.parametrize("world", ARMS)
+def test_buttons_and_drawers_that_rest_are_not_taken_for_frozen_sensors(world):
+    plain, interface = load_interface("ur5e_2f85"), load_interface(WORLDS[world].robot)
+    watches = [guard_config(robot).watches for robot in (plain, interface)]
+    assert [w.topic for w in watches[1]] == [w.topic for w in watches[0]]
+    assert [w.topic for w in watches[0]] == ["joint_states", "effector_pose"]
 
 
 def test_observation_rebuilt_from_messages_equals_the_environments_own(scene, robot):
