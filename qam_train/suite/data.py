@@ -97,8 +97,8 @@ def _labelled(config: CellConfig, path: Path) -> Dataset:
             found=world,
             expected=config.world,
         )
-    stored = meta.get("task") == config.task
-    if stored and config.data.sparse >= bool(meta.get("sparse")):
+    sparse = bool(meta.get("sparse", False))
+    if meta.get("task") == config.task and (config.data.sparse or not sparse):
         rewards, masks = dataset.rewards, dataset.masks
         if config.data.sparse:
             rewards = sparse_reward(rewards)

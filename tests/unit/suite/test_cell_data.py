@@ -3,6 +3,7 @@
 
 import dataclasses
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -76,30 +77,27 @@ def test_replaced_files_change_what_is_learnt_offline_and_online(
         assert not torch.equal(two_files[name], one_file[name])
 
 
-def test_two_cells_that_start_at_once_share_one_clone(
-    tiny_cell, tiny_settings, tmp_path
-):
-    cells = [
+def test_a_cell_waits_for_the_clone_that_another_makes(tiny_cell, tiny_settings):
+    first, second = (
         tiny_cell(
-            "flow_bc", behaviour_updates=40, offline_updates=0, online_steps=0, task=t
+            "flow_bc", behaviour_updates=600, offline_updates=0, online_steps=0, task=t
         )
         for t in (1, 2)
-    ]
-    processes = []
-    for cell in cells:
-        folder = CellFolder(tiny_settings.out / cell.folder)
-        folder.claim(cell)
-        command = command_line(folder.path, tiny_settings)
-        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    )
+    folder = CellFolder(tiny_settings.out / first.folder)
+    folder.claim(first)
+    process = subprocess.Popen(command_line(folder.path, tiny_settings))
+    while folder.progress is None or folder.progress.phase != "behaviour":
+        assert process.poll() is None
+        time.sleep(0.01)
+    run_cell(second, tiny_settings)
+    assert process.wait(timeout=60) == 0
     (clone,) = (tiny_settings.out / "tiny" / "behaviour").iterdir()
     evaluated = sorted(path.name for path in clone.glob("task*.json"))
     assert evaluated == ["task1-2x12-dense.json", "task2-2x12-dense.json"]
     # a method with the same sizes goes on from it without cloning again
     before = (clone / "clone.safetensors").stat().st_mtime_ns
-    run_cell(tiny_cell("qam", behaviour_updates=40, online_steps=0), tiny_settings)
+    run_cell(tiny_cell("qam", behaviour_updates=600, online_steps=0), tiny_settings)
     assert (clone / "clone.safetensors").stat().st_mtime_ns == before
 
 
