@@ -106,7 +106,7 @@ class CapturedUpdates:
         recorder: Recorder | None = None,
     ) -> None:
         self.agent = agent
-        self._rows = dataset
+        self._rows = dataset.indexed()
         self._owns_rows = False
         self._generator = generator
         self._k = per_replay
@@ -126,7 +126,7 @@ class CapturedUpdates:
         if dataset is self._rows or (self._owns_rows and self._rows.overwrite(dataset)):
             return
         self._owns_rows = self._replay is not None
-        self._rows = dataset.clone() if self._owns_rows else dataset
+        self._rows = (dataset.clone() if self._owns_rows else dataset).indexed()
         self._replay = None
 
     def launch(self, rates: Sequence[float]) -> None:

@@ -192,6 +192,12 @@ class FlatDataset:
         """
         return max(0, len(self) - h + (1 if self.ends_known else 0))
 
+    def indexed(self) -> Self:
+        """These rows, once the indices into them are worked out: drawing then asks no device."""
+        self._tensors()
+        _ = self.ends_known
+        return self
+
     def clone(self) -> Self:
         """A copy of all rows."""
         fields = dataclasses.fields(self)
