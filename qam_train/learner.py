@@ -25,6 +25,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from qam_ros.contract.artifact import Artifact, Golden
+from qam_ros.contract.errors import ArtifactError, ConfigError
 from qam_ros.contract.messages import (
     LearnerStatus,
     PolicyStatus,
@@ -47,7 +48,7 @@ from qam_train.checkpoint import (
 from qam_train.config import save_config
 from qam_train.data.dataset import FlatDataset
 from qam_train.data.stream_replay import Rows
-from qam_train.deployed import policy_chunks, policy_weights
+from qam_train.deployed import like_artifact, policy_chunks, policy_weights
 from qam_train.learner_config import LearnerConfig
 from qam_train.metrics import MetricsWriter
 from qam_train.online_trainer import OnlineTrainer
@@ -98,6 +99,7 @@ class LearnerCore:
         self.run_id = run_id
         self.robot = robot
         self.foreign_statuses = 0
+        check_deployed(agent, artifact)
         self.trainer = OnlineTrainer(config, agent, offline)
         self._artifact = artifact
         self._sampler = OnnxSampler(artifact)
@@ -207,8 +209,9 @@ class LearnerCore:
         """Write the present policy as a version; offer it if it passes the gate here."""
         folder = self.offers.folder
         probes = self._artifact.golden
-        weights = policy_weights(self.trainer.agent)
-        chunks = policy_chunks(self.trainer.agent, probes.observations, probes.noise)
+        agent = like_artifact(self.trainer.agent, self._artifact.manifest.graph)
+        weights = policy_weights(agent)
+        chunks = policy_chunks(agent, probes.observations, probes.noise)
         record = VersionRecord(
             folder.newest + 1, self.trainer.updates, self.trainer.rows
         )
@@ -343,3 +346,24 @@ class LearnerCore:
         if len(times) < 2 or self._clock_s() - times[-1] > 1.0:
             return 0.0
         return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+
+
+def check_deployed(agent: Agent, artifact: Artifact) -> None:
+    """Refuse an artifact whose graph does not take the agent's weights.
+
+    Raises:
+        ConfigError: it was exported from another method, or from nets of other sizes.
+    """
+    manifest = artifact.manifest
+    try:
+        weights = policy_weights(like_artifact(agent, manifest.graph))
+    except ArtifactError:
+        fits = False
+    else:
+        ours = {name: value.shape for name, value in weights.items()}
+        fits = ours == manifest.graph.weight_shapes
+    if not fits:
+        raise ConfigError(
+            f"the artifact is of method '{manifest.algorithm}' and its graph does not take the weights "
+            f"of the '{agent.algorithm}' agent; export an artifact from the same checkpoint"
+        )
