@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from qam_ros.contract.columns import Dataset
 from qam_ros.contract.errors import ConfigError, DatasetError
 from qam_ros.runtime.child import end_with_parent
 from sim.episodes import EpisodeMaker
@@ -133,26 +134,11 @@ def generate(
     interface = interface_for(recipe.world, robot)
     settings = generator_settings(recipe, seed)
     folder = output.with_name(output.name + ".partial")
-    done = open_shards(folder, settings)
-    made_rows, cpu_s = 0, 0.0
-    with _shard_maker(recipe, seed, folder, workers) as submit:
-        for first, rows, seconds in _schedule(submit, done, folder, target, workers):
-            done[first] = rows
-            made_rows += rows
-            cpu_s += seconds
-            if progress is not None:
-                progress(sum(done.values()), len(done) * SHARD_EPISODES)
+    made_rows, cpu_s = _play(folder, recipe, target, settings, workers, progress)
     shard = _leading_episodes(folder, target)
     labels = _labels(recipe, shard)
     dataset = dataset_of(shard.rows | labels, shard.lengths, shard.end_observations)
-    starts = np.cumsum(shard.lengths) - shard.lengths
-    may_fall = recipe.kind != "task" and not recipe.fixed_length
-    figures = {
-        "successes": int((np.minimum.reduceat(dataset.masks, starts) == 0).sum()),
-        "targets": int(shard.targets.sum()),
-        "reached": int(shard.reached.sum()),
-        "fallen": int((shard.lengths < recipe.max_steps).sum()) if may_fall else 0,
-    }
+    figures = _figures(dataset, shard, recipe)
     meta = settings | dict(how or {}) | {"figures": figures}
     save(output, dataset, interface, recipe.world, recipe.task, meta)
     shutil.rmtree(folder)
@@ -164,6 +150,39 @@ def generate(
         cpu_s=cpu_s,
         wall_s=time.perf_counter() - started,
     )
+
+
+def _play(
+    folder: Path,
+    recipe: Recipe,
+    target: Target,
+    settings: dict[str, Any],
+    workers: int,
+    progress: Progress | None,
+) -> tuple[int, float]:
+    """Make the shards that are missing; returns rows and CPU seconds of this call."""
+    done = open_shards(folder, settings)
+    made_rows, cpu_s = 0, 0.0
+    with _shard_maker(recipe, settings["seed"], folder, workers) as submit:
+        for first, rows, seconds in _schedule(submit, done, folder, target, workers):
+            done[first] = rows
+            made_rows += rows
+            cpu_s += seconds
+            if progress is not None:
+                progress(sum(done.values()), len(done) * SHARD_EPISODES)
+    return made_rows, cpu_s
+
+
+def _figures(dataset: Dataset, shard: Shard, recipe: Recipe) -> dict[str, int]:
+    """How good the episodes are; see `Generation`."""
+    starts = np.cumsum(shard.lengths) - shard.lengths
+    may_fall = recipe.kind != "task" and not recipe.fixed_length
+    return {
+        "successes": int((np.minimum.reduceat(dataset.masks, starts) == 0).sum()),
+        "targets": int(shard.targets.sum()),
+        "reached": int(shard.reached.sum()),
+        "fallen": int((shard.lengths < recipe.max_steps).sum()) if may_fall else 0,
+    }
 
 
 def generator_settings(recipe: Recipe, seed: int) -> dict[str, Any]:

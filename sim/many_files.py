@@ -72,14 +72,6 @@ def generate_files(
             settings = generator_settings(recipe, own_seed)
             made.append(_there(path, settings, target.of(recipe)))
             continue
-        rows, episodes = (sum(g.rows for g in made), sum(g.episodes for g in made))
-
-        def report(
-            more: int, further: int, rows: int = rows, done: int = episodes
-        ) -> None:
-            if progress is not None:
-                progress(rows + more, done + further)
-
         path.parent.mkdir(parents=True, exist_ok=True)
         made.append(
             generate(
@@ -89,7 +81,7 @@ def generate_files(
                 seed=own_seed,
                 workers=workers,
                 robot=robot,
-                progress=report,
+                progress=_after(made, progress),
                 how=dict(how or {}) | {"file": {"index": index, "run_seed": seed}},
             )
         )
@@ -133,6 +125,14 @@ def import_files(
             )
         )
     return manifests
+
+
+def _after(made: Sequence[Generation], progress: Progress | None) -> Progress | None:
+    """Report the progress of one file as that of the set."""
+    if progress is None:
+        return None
+    rows, episodes = sum(g.rows for g in made), sum(g.episodes for g in made)
+    return lambda more, further: progress(rows + more, episodes + further)
 
 
 def _there(path: Path, settings: Mapping[str, Any], target: Target) -> Generation:
