@@ -43,6 +43,8 @@ class Tape(TorchDispatchMode):
             masks = [x for x in args[1] if x is not None and x.dtype == torch.bool]
             assert not masks, f"{func} with a mask needs the host"
         out = func(*args, **kwargs)
+        made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        assert not any(x.is_meta for x in made), f"{func} names no device"
         self.lines.append((func, args, kwargs, out))
         return out
 
@@ -69,7 +71,7 @@ class TapeRecorder:
         """Unlike a graph's, this recording does the work; so its first replay does nothing."""
         self.recordings += 1
         tape = Tape()
-        with tape:
+        with torch.device("meta"), tape:  # where a tensor goes that names no device
             work()
         fresh = [True]
 
@@ -259,6 +261,11 @@ def test_the_recorder_of_these_tests_refuses_work_that_needs_the_host(asks):
     x = torch.arange(4.0)
     with pytest.raises(AssertionError, match="needs the host"), Tape():
         asks(x)
+
+
+def test_the_recorder_of_these_tests_refuses_tensors_that_name_no_device():
+    with pytest.raises(AssertionError, match="names no device"):
+        TapeRecorder().record(lambda: torch.zeros(3), None)
 
 
 def test_on_the_cpu_nothing_is_recorded():
