@@ -98,7 +98,14 @@ def raw_size(interface, topic, path):
 
 @pytest.mark.parametrize(
     ("robot", "overlay"),
-    [("ur5e_2f85", None), ("mobile_base", None), ("mobile_base", "twist")],
+    [
+        ("ur5e_2f85", None),
+        ("ur5e_cube_quadruple", None),
+        ("ur5e_scene", None),
+        ("ur5e_puzzle_4x4", None),
+        ("mobile_base", None),
+        ("mobile_base", "twist"),
+    ],
 )
 def test_raw_fields_of_every_topic_survive_the_wire(robot, overlay):
     from qam_ros.nodes.sensors import command_codecs, sensor_codecs
