@@ -68,6 +68,9 @@ class Generate:
         """Generate, with a progress bar on stderr."""
         preset = self._preset()
         overrides = dict(_split(setting) for setting in self.set)
+        for key, option in (("kind", "recipe"), ("world", "world"), ("task", "task")):
+            if key in overrides:
+                raise ConfigError(f"--set {key} is not possible; use --{option}")
         if preset is None:
             recipe = make_recipe(
                 self.recipe or "task",

@@ -153,6 +153,8 @@ def test_command_line_makes_a_preset_in_miniature(tmp_path, capsys):
     assert (tmp_path / "many" / "001" / "rows.npz").exists()
     with pytest.raises(ConfigError, match="leave --world out"):
         data(["generate", str(folder), "--preset", name, "--world", "scene"])
+    with pytest.raises(ConfigError, match="use --recipe"):
+        data(["generate", str(folder), "--set", "kind=play"])
 
 
 def test_command_line_lists_the_presets(capsys):
