@@ -219,6 +219,8 @@ def _check_same_arrays(files: Sequence[Path], parts: Sequence[Dataset]) -> None:
 
 
 def _concatenate(parts: Sequence[Dataset]) -> Dataset:
+    if len(parts) == 1:  # the largest published files fill gigabytes: no copy of them
+        return parts[0]
     columns = ("observations", "actions", "rewards", "masks")
     rows = {
         key: np.concatenate([getattr(part, key) for part in parts]) for key in columns

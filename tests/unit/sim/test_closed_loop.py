@@ -38,7 +38,6 @@ def proposal_of(observation, ages, action, stamp_ns, tick, episode):
     [
         ("cube-single", "ur5e_2f85", None),
         ("scene", "ur5e_scene", None),
-        ("puzzle-3x3", "ur5e_puzzle_3x3", None),
         ("pointmaze-medium", "mobile_base", None),
         ("pointmaze-medium", "mobile_base", "mobile_base.twist"),
         ("antmaze-medium", "ant", None),
