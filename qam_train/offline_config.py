@@ -34,6 +34,8 @@ class OfflineConfig:
         threads: CPU threads.
         log_every, checkpoint_every: in updates.
         keep_checkpoints: older checkpoints are removed; 0 keeps all.
+        updates_per_replay: on a GPU, updates that are recorded together and replayed by one launch
+            (captured.py); 0: none are recorded.
         behaviour: the behaviour-cloning stage; 0 updates: no warm start, nets start independently.
         offline: the stage of the method itself; 0 updates leave its fresh nets.
         agent: the method's numbers.
@@ -48,6 +50,7 @@ class OfflineConfig:
     log_every: int = 100
     checkpoint_every: int = 10_000
     keep_checkpoints: int = 3
+    updates_per_replay: int = 10
     behaviour: StageConfig = field(default_factory=StageConfig)
     offline: StageConfig = field(default_factory=lambda: StageConfig(updates=1_000_000))
     agent: MethodConfig = field(default_factory=AgentConfig)
@@ -56,8 +59,9 @@ class OfflineConfig:
         for name in ("threads", "log_every", "checkpoint_every"):
             value = getattr(self, name)
             require(value >= 1, name, "a positive number", value)
-        kept = self.keep_checkpoints
-        require(kept >= 0, "keep_checkpoints", "a number >= 0", kept)
+        for name in ("keep_checkpoints", "updates_per_replay"):
+            value = getattr(self, name)
+            require(value >= 0, name, "a number >= 0", value)
         method = find_method(self.method)
         if type(self.agent) is not method.config:
             raise ConfigError(

@@ -8,7 +8,7 @@ trainer goes on bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from qam_train.agents.restore import (
     agent_tensors,
     restore_agent,
 )
+from qam_train.captured import CapturedUpdates, recorder_for
 from qam_train.checkpoint import Checkpoint
 from qam_train.config import StageConfig, to_mapping
 from qam_train.data.dataset import FlatDataset
@@ -33,7 +34,9 @@ from qam_train.offline_config import OfflineConfig, clone_settings
 GENERATOR = "generator/loop"
 BEHAVIOUR, OFFLINE = "behaviour", "offline"
 # Settings a resumed run may change: they touch neither the numbers nor the order of draws.
-FREE_ON_RESUME = {"log_every", "checkpoint_every", "keep_checkpoints"}
+FREE_ON_RESUME = {
+    *("log_every", "checkpoint_every", "keep_checkpoints", "updates_per_replay"),
+}
 # Settings the clone does not depend on: another method may go on from its checkpoint.
 FREE_AFTER_CLONING = FREE_ON_RESUME | {"method", "offline", "agent"}
 
@@ -55,6 +58,7 @@ class OfflineTrainer:
         agent: what learns now: the clone in the behaviour stage, then the method's agent.
         behaviour: the clone once its stage is over; None before, and where there is no such stage.
         updates: updates done.
+        learning_rate: of the last one.
     """
 
     def __init__(self, config: OfflineConfig, dataset: FlatDataset) -> None:
@@ -68,8 +72,11 @@ class OfflineTrainer:
         )
         self.generator = torch.Generator(self._device).manual_seed(config.seed)
         self.updates = 0
+        self.learning_rate = math.nan
         self.behaviour: FlowBCAgent | None = None
         self._clone: Snapshot | None = None
+        self._captured: CapturedUpdates | None = None
+        self._settled = 0
         self.agent: Agent = self._draw_clone() if self._cloning else self._draw_agent()
 
     @property
@@ -81,12 +88,6 @@ class OfflineTrainer:
     def complete(self) -> bool:
         """Whether all updates of both stages are done."""
         return self.updates >= self.config.total_updates
-
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the next update."""
-        stage, first = self._stage_config()
-        return stage.learning_rate(self.updates - first)
 
     @property
     def dataset(self) -> FlatDataset:
@@ -104,9 +105,17 @@ class OfflineTrainer:
                 "give a file of the same robot"
             )
         self._dataset = dataset
+        if self._captured is not None:
+            self._captured.replace(dataset)
 
-    def update(self) -> Metrics:
-        """One update; returns its metrics.
+    @property
+    def stride(self) -> int:
+        """Updates that one call should ask for: as many as are recorded together on a GPU."""
+        recorded = self._device.type == "cuda"
+        return max(1, self.config.updates_per_replay) if recorded else 1
+
+    def update(self, count: int = 1) -> Metrics:
+        """That many updates, or as many as the stage has left; returns the last one's metrics.
 
         After the last one of the behaviour stage the method's agent stands in its place, warm
         started.
@@ -114,17 +123,32 @@ class OfflineTrainer:
         Raises:
             NonFiniteError: names term, update and stage; the agent is not to be used any more.
         """
-        stage, agent, rate = self.stage, self.agent, self.learning_rate
-        batch = agent.draw_batch(
-            self._dataset, self.generator, pad_terminated=self.config.pad_terminated
-        )
-        noise = agent.draw_noise(agent.config.batch_size, self.generator)
-        metrics = agent.update(batch, noise, rate)
-        self.updates += 1
-        check_finite(metrics, stage, self.updates)
-        if stage == BEHAVIOUR and not self._cloning:
+        self.launch(count)
+        return self.settle()
+
+    def launch(self, count: int) -> None:
+        """Start updates; a GPU is left to work on them. Nothing else may be asked before settle()."""
+        stage, first = self._stage_config()
+        done = self.updates - first
+        count = min(count, stage.updates - done)
+        assert count > 0, "all updates are done"
+        rates = [stage.learning_rate(done + index) for index in range(count)]
+        self._recorded().launch(rates)
+        self.updates += count
+        self.learning_rate = rates[-1]
+
+    def settle(self) -> Metrics:
+        """Wait for what was launched; else as update()."""
+        assert self._captured is not None
+        first, self._settled = self._settled, self.updates
+        outcome = self._captured.settle()
+        cloned = self._settled <= self.config.behaviour.updates
+        if outcome.failed_after is not None:
+            stage = BEHAVIOUR if cloned else OFFLINE
+            raise not_finite(outcome.terms, stage, first + outcome.failed_after)
+        if cloned and not self._cloning:
             self._end_cloning()
-        return metrics
+        return outcome.metrics
 
     def checkpoint(self) -> Snapshot:
         """Tensors and metadata that restore() goes back to."""
@@ -153,7 +177,7 @@ class OfflineTrainer:
         """
         self._check_settings(held.metadata)
         self.generator.set_state(held.tensors[GENERATOR])
-        self.updates = int(held.metadata["update"])
+        self.updates = self._settled = int(held.metadata["update"])
         self.behaviour = self._clone = None
         self.agent = restore_agent(held, self._device)
         if held.metadata["stage"] == BEHAVIOUR and not self._cloning:
@@ -162,6 +186,30 @@ class OfflineTrainer:
     @property
     def _cloning(self) -> bool:
         return self.updates < self.config.behaviour.updates
+
+    def _recorded(self) -> CapturedUpdates:
+        """Updates of the agent that learns now."""
+        if self._captured is None or self._captured.agent is not self.agent:
+            k = self.config.updates_per_replay
+            self._captured = CapturedUpdates(
+                self.agent,
+                self._dataset,
+                self.generator,
+                per_replay=max(1, k),
+                pad_terminated=self.config.pad_terminated,
+                recorder=recorder_for(self._device) if k > 0 else None,
+            )
+        return self._captured
+
+    def until(self, *intervals: int, done: int | None = None) -> int:
+        """Updates to ask for now: the stride, but not past the next multiple of an interval.
+
+        Args:
+            intervals: in updates.
+            done: updates by the intervals' own count; None: those of both stages.
+        """
+        at = self.updates if done is None else done
+        return min(self.stride, *(every - at % every for every in intervals))
 
     def _stage_config(self) -> tuple[StageConfig, int]:
         """The stage of the next update and the number of its first one."""
@@ -224,11 +272,16 @@ def check_finite(metrics: Mapping[str, Tensor], stage: str, update: int) -> None
     if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad/global_norm"]):
         return
     terms = [name for name, value in metrics.items() if not math.isfinite(value)]
-    raise NonFiniteError(
+    raise not_finite(terms, stage, update)
+
+
+def not_finite(terms: Sequence[str], stage: str, update: int) -> NonFiniteError:
+    """The error of an update whose metrics of these names are not finite."""
+    return NonFiniteError(
         f"update {update} ({stage}): expected finite losses and gradients, not finite: "
         f"{', '.join(terms)}; the last checkpoint before it is kept: lower the learning rate, or check "
         "the data",
-        terms=terms,
+        terms=list(terms),
         update=update,
         stage=stage,
     )

@@ -131,15 +131,16 @@ def _train_stage(run: _Run, name: str) -> None:
         name, stage.updates, trainer.updates - first, enabled=run.progress
     ) as display:
         while trainer.updates < last:
-            rate = trainer.learning_rate
-            metrics = trainer.update()
-            display.advance(metrics["loss"])
+            before = trainer.updates
+            count = trainer.until(config.log_every, config.checkpoint_every)
+            metrics = trainer.update(count)
             done = trainer.updates
+            display.advance(metrics["loss"], done - before)
             if done % config.log_every == 0 or done == last:
                 seconds = time.perf_counter() - started
                 row: dict[str, float | str] = {
                     "stage": name,
-                    "lr": rate,
+                    "lr": trainer.learning_rate,
                     "seconds": seconds,
                     **{key: float(value) for key, value in metrics.items()},
                 }

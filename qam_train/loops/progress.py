@@ -54,12 +54,12 @@ class StageProgress:
         )
         self._pending = 0
 
-    def advance(self, loss: Tensor) -> None:
-        """One update is done."""
-        self._pending += 1
-        if self._pending == SHOW_EVERY:
+    def advance(self, loss: Tensor, updates: int = 1) -> None:
+        """So many updates are done."""
+        self._pending += updates
+        if self._pending >= SHOW_EVERY:
             self._progress.update(
-                self._task, advance=SHOW_EVERY, loss=f"{float(loss):.3g}"
+                self._task, advance=self._pending, loss=f"{float(loss):.3g}"
             )
             self._pending = 0
 

@@ -268,7 +268,7 @@ class Pretraining(TRQAMAgent):
         return loss + 0.0 * sum(v.sum() for v in self.trained.values()), metrics
 
     def update(
-        self, batch: ChunkBatch, noise: Any, learning_rate: float | None = None
+        self, batch: ChunkBatch, noise: Any, learning_rate: float | Tensor | None = None
     ) -> Any:
         """One step of the behaviour flow; neither targets nor trust region move."""
         return self.cloning.update(batch, noise, learning_rate)

@@ -101,8 +101,10 @@ def _clone(
     if newest is not None:
         trainer.restore(read_checkpoint(newest))
     while trainer.stage == BEHAVIOUR:
-        trainer.dataset = data.at(trainer.updates + 1)
-        trainer.update()
+        following = trainer.updates + 1
+        trainer.dataset = data.at(following)
+        count = trainer.until(config.evaluate_every)
+        trainer.update(min(count, data.serves(following)))
         advance(trainer.updates)
         if trainer.updates % config.evaluate_every == 0 and trainer.stage == BEHAVIOUR:
             path = checkpoint_path(checkpoints, trainer.updates)

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_ros.contract.errors import DatasetError, QamError
+from qam_ros.contract.errors import ConfigError, DatasetError, QamError
 from qam_train.agents.restore import Agent, restore_agent
 from qam_train.checkpoint import (
     Checkpoint,
@@ -168,11 +168,11 @@ class _Cell:
         done = trainer.updates - cloning
         reporter.begin(OFFLINE, 0, config.offline_updates, done)
         while not trainer.complete:
-            done += 1
-            trainer.dataset = self.data.at(done)
-            rate = trainer.learning_rate
-            metrics = trainer.update()
-            reporter.log(done, metrics, rate)
+            trainer.dataset = self.data.at(done + 1)
+            count = trainer.until(config.evaluate_every, reporter.every, done=done)
+            metrics = trainer.update(min(count, self.data.serves(done + 1)))
+            done = trainer.updates - cloning
+            reporter.log(done, metrics, trainer.learning_rate)
             reporter.advance(done)
             if done % config.evaluate_every == 0 or trainer.complete:
                 self._evaluate(trainer.agent, done, done, OFFLINE)
@@ -258,6 +258,24 @@ def offline_config(config: CellConfig) -> OfflineConfig:
         offline=config.offline,
         agent=config.agent,
     )
+
+
+def check_settings(config: CellConfig) -> None:
+    """Refuse settings of which training would complain later.
+
+    Raises:
+        ConfigError: a stage or budget that the method does not have.
+    """
+    name = f"{config.method} on {config.domain}"
+    try:
+        offline_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if config.online_budget is not None and not hasattr(config.agent, "dual"):
+        raise ConfigError(
+            f"{name}: online_budget: expected none, got {config.online_budget}: the method has no "
+            "trust region; trqam and sqam have one"
+        )
 
 
 def _reason(error: QamError, folder: CellFolder) -> dict[str, Any]:

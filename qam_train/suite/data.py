@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,11 @@ class CellData:
             self._rows = load(self._config, self.files[index], self._device)
             self._index = index
         return self._rows
+
+    def serves(self, step: int) -> int:
+        """Steps, from this one on, that all learn from the rows of at(step)."""
+        every = self._config.data.replace_every
+        return every - step % every if len(self.files) > 1 else sys.maxsize
 
 
 def dataset_files(data: DataConfig, root: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class Reporter:
     ) -> None:
         self.success: float | None = None
         self._folder = folder
-        self._every = every
+        self.every = every
         self._metrics = MetricsWriter(folder.path, resume_step)
         self._origin = time.perf_counter() - seconds
         self._phase, self._first, self._total = "load", 0, 0
@@ -81,7 +81,7 @@ class Reporter:
 
     def log(self, done: int, metrics: Metrics | None, learning_rate: float) -> None:
         """Write metrics if it is time to."""
-        if metrics is None or done % self._every != 0:
+        if metrics is None or done % self.every != 0:
             return
         values = {name: float(value) for name, value in metrics.items()}
         row: dict[str, float | str] = {

@@ -54,8 +54,8 @@ def watch(progress):
     """Let the training of this process note its progress."""
     update, write = OfflineTrainer.update, offline.write_checkpoint
 
-    def noted_update(trainer):
-        metrics = update(trainer)
+    def noted_update(trainer, *count):
+        metrics = update(trainer, *count)
         progress.note(updates=trainer.updates)
         return metrics
 

@@ -86,10 +86,10 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     whole = train_offline(CONFIG, dataset, tmp_path / "whole", progress=False)
     update = OfflineTrainer.update
 
-    def interrupted(trainer):
+    def interrupted(trainer, *count):
         if trainer.updates == stopped_at:
             raise KeyboardInterrupt
-        return update(trainer)
+        return update(trainer, *count)
 
     with monkeypatch.context() as patch:
         patch.setattr(OfflineTrainer, "update", interrupted)

@@ -143,11 +143,11 @@ def test_divergence_names_term_update_and_stage_and_leaves_the_last_good_checkpo
     config = small_config(name, agent={"rho": 0.5})
     update, broken = OfflineTrainer.update, config.behaviour.updates + 4
 
-    def poisoned(trainer):
+    def poisoned(trainer, *count):
         if trainer.updates == broken - 1:
             trainer.dataset.rewards[:] = float("inf")
             trainer.dataset.observations[:] = float("nan")
-        return update(trainer)
+        return update(trainer, *count)
 
     monkeypatch.setattr(OfflineTrainer, "update", poisoned)
     with pytest.raises(
