@@ -7,6 +7,7 @@ Protocols write cells (protocol.py), the runner reads them; a cell's config.yaml
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -204,14 +205,18 @@ def cell_from_mapping(mapping: Mapping[str, Any], where: str = "cell") -> CellCo
     missing = [key for key in required if key not in mapping]
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(missing)}")
-    # the same fields, with the settings of this very method as the type of `agent`
-    kind = dataclasses.make_dataclass(
+    return CellConfig(**vars(from_mapping(_cell_of(name), mapping, where)))
+
+
+@functools.cache
+def _cell_of(method: str) -> type[CellConfig]:
+    """The same fields, with the settings of this very method as the type of `agent`."""
+    return dataclasses.make_dataclass(
         "CellConfig",
-        [("agent", find_method(name).config)],
+        [("agent", find_method(method).config)],
         bases=(CellConfig,),
         frozen=True,
     )
-    return CellConfig(**vars(from_mapping(kind, mapping, where)))
 
 
 def read_cell(path: Path) -> CellConfig:
