@@ -41,8 +41,8 @@ class Generate:
         task: 1..5, sets goal and rewards.
         rows: stop after the episode that reaches this many rows (default: the preset's, or 30000).
         episodes: make exactly this many episodes, in place of rows.
-        files: write so many datasets OUTPUT/000, 001, ... of that size, each with its own seed
-            (default: the preset's).
+        files: write so many datasets OUTPUT/000, 001, ... each with its own seed and so many rows
+            (default: the preset's number of files; a preset's files have at most a million rows).
         seed: same seed, same data, on any number of workers.
         workers: processes; 0 is one per core.
         robot: name or file of the robot interface (default: the world's robot).
