@@ -19,7 +19,8 @@ from qam_train.agents.common import (
     load_named,
 )
 from qam_train.config import MethodConfig
-from qam_train.data.dataset import ChunkBatch, Sampler, Source, UniformChunks
+from qam_train.data.dataset import ChunkBatch
+from qam_train.data.sampling import Sampler, Source, UniformChunks
 from qam_train.deployment import Deployment
 from qam_train.networks import Params, depth, detached, init_mlp, net
 from qam_train.optimizer import JointAdam, lagged_average
@@ -41,12 +42,14 @@ class Agent(ABC, Generic[C, N]):
         averages: net that is a moving average -> net it follows.
         policy_net: the net whose output is an action chunk.
         behaviour_nets: nets that a cloned behaviour flow is copied into, averages included.
+        cloned_net: the net that learns nothing but to clone the data; None where there is none.
     """
 
     algorithm: ClassVar[str]
     averages: ClassVar[Mapping[str, str]] = {"target_critic": "critic"}
     policy_net: ClassVar[str]
     behaviour_nets: ClassVar[tuple[str, ...]] = ()
+    cloned_net: ClassVar[str | None] = None
 
     def __init__(self, config: C, parameters: Params, normaliser: Normaliser) -> None:
         """Take over parameters; init() draws fresh ones.

@@ -24,7 +24,8 @@ from qam_train.agents.base import (
 )
 from qam_train.agents.common import draw_normal, draw_uniform
 from qam_train.config import FlowConfig, require
-from qam_train.data.dataset import ChunkBatch, Sampler
+from qam_train.data.dataset import ChunkBatch
+from qam_train.data.sampling import Sampler
 from qam_train.data.segments import SegmentBatch, SegmentChunks
 from qam_train.deployment import Deployment, FlowPolicy, best_of
 from qam_train.expectile import expectile_loss

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from qam_ros.contract.errors import DatasetError
 
 if TYPE_CHECKING:
     from qam_ros.contract.dataset import Dataset
+    from qam_train.data.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -330,62 +331,6 @@ class FlatDataset:
             count, shape, generator=generator, device=generator.device
         )
         return self.chunks(draws[0], h, discount, draws[1] if pad_terminated else None)
-
-
-class Sampler(Protocol):
-    """A way to draw training chunks from consecutive rows."""
-
-    def places(self, data: FlatDataset) -> int:
-        """How many places there are to draw from, by which parts of a replay are weighed."""
-
-    def draw(
-        self, data: FlatDataset, batch_size: int, generator: torch.Generator
-    ) -> ChunkBatch:
-        """Draw B chunks.
-
-        Raises:
-            DatasetError: there is no place to draw from.
-        """
-
-
-@dataclass(frozen=True)
-class UniformChunks:
-    """Chunks whose starts are uniform over all rows (FlatDataset.sample).
-
-    Args:
-        h: steps.
-        discount: gamma per step.
-        pad_terminated: keep chunks that cross a terminated end.
-    """
-
-    h: int
-    discount: float
-    pad_terminated: bool = False
-
-    def places(self, data: FlatDataset) -> int:
-        """Rows a chunk may start at."""
-        return data.starts(self.h)
-
-    def draw(
-        self, data: FlatDataset, batch_size: int, generator: torch.Generator
-    ) -> ChunkBatch:
-        """FlatDataset.sample."""
-        return data.sample(
-            batch_size,
-            self.h,
-            self.discount,
-            generator,
-            pad_terminated=self.pad_terminated,
-        )
-
-
-class Source(Protocol):
-    """Rows that training draws from: a dataset or a replay."""
-
-    def draw(
-        self, sampler: Sampler, batch_size: int, generator: torch.Generator
-    ) -> ChunkBatch:
-        """Batch of B chunks as a sampler draws them."""
 
 
 def discount_powers(discount: float, h: int, like: Tensor) -> Tensor:

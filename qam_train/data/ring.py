@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from qam_ros.contract.errors import DatasetError
-from qam_train.data.dataset import ChunkBatch, FlatDataset, Sampler
+from qam_train.data.dataset import ChunkBatch, FlatDataset
+from qam_train.data.sampling import Sampler
 
 
 @dataclass(frozen=True)
