@@ -91,8 +91,8 @@ def _ends(scores: Scores, images: Mapping[str, bytes]) -> str:
         "<h2>At the end of training</h2>"
         + _figure(
             images["final"],
-            "Success by method and domain, the mean over the tasks and seeds of this run. Dotted: the cloned flow "
-            "that methods start from.",
+            "Success by method and domain, the mean over the tasks and seeds of this run. Grey line: the cloned "
+            "flow that methods start from.",
         )
         + _overview(scores)
     )
@@ -125,20 +125,25 @@ def _reading(scores: Scores) -> str:
 
 def _ours(row: Row) -> str:
     """Ours, intervals, published, in three lines."""
-    ours = [score for score in (row.offline, row.online) if score is not None]
-    if not ours:
-        return "–" + _published(row)
-    numbers = " → ".join(f"{100 * score.value:.0f}" for score in ours)
-    return (
-        f"{numbers}<small>{' → '.join(map(_interval, ours))}</small>{_published(row)}"
-    )
+    return _pair(row.offline, row.online) + _published(row)
+
+
+def _pair(offline: Estimate | None, online: Estimate | None) -> str:
+    """Offline -> online; "-> online" where there is no offline training."""
+    held = [score for score in (offline, online) if score is not None]
+    if not held:
+        return "–"
+    lead = "→ " if offline is None else ""
+    numbers = " → ".join(f"{100 * score.value:.0f}" for score in held)
+    return f"{lead}{numbers}<small>{' → '.join(map(_interval, held))}</small>"
 
 
 def _published(row: Row) -> str:
     levels = [level for level in (row.published_offline, row.published_online) if level]
     if not levels:
         return ""
-    return f"<em>{' → '.join(map(_rate, levels))}</em>"
+    lead = "→ " if row.published_offline is None else ""
+    return f"<em>{lead}{' → '.join(map(_rate, levels))}</em>"
 
 
 def _rate(level: Level) -> str:

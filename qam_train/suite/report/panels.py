@@ -44,7 +44,7 @@ def method_curves(scores: Scores, tasks: Sequence[Task]) -> Figure:
         panel.set_axis_off()
         above = axes[axes.index(panel) - columns]
         above.xaxis.set_tick_params(labelbottom=True)
-    _outside(figure, scores)
+    _outside(figure, scores, tasks)
     return figure
 
 
@@ -58,7 +58,7 @@ def task_curves(scores: Scores, domain: str) -> Figure:
             _panel(panel, scores, method, [task])
             title = f"{label(method)}, task {task[1]}"
             panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
-    _outside(figure, scores)
+    _outside(figure, scores, tasks)
     return figure
 
 
@@ -98,7 +98,7 @@ def _panel(panel: Axes, scores: Scores, method: str, tasks: Sequence[Task]) -> N
     panel.set_ylim(-3, 103)
     panel.set_yticks([0, 50, 100])
     panel.set_xlim(left=0)
-    panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.tick_params(labelsize=SMALL)
 
@@ -149,22 +149,27 @@ def _published(
     )
 
 
-def _outside(figure: Figure, scores: Scores) -> None:
+def _outside(figure: Figure, scores: Scores, tasks: Sequence[Task]) -> None:
     """Axis names and one legend for all panels."""
     figure.supxlabel(X_LABEL, fontsize=10)
     figure.supylabel(Y_LABEL, fontsize=10)
+    cells = [cell for cell in scores.run.cells if cell.task in tasks]
     entries = [
         Line2D(
             [], [], color=BLUE, marker="o", markersize=3, label="ours, 95 % interval"
-        ),
-        Line2D([], [], color=GREY, linestyle=CLONE, label="behaviour clone, ours"),
-        Line2D([], [], color="#444444", linestyle=":", label="online begins"),
+        )
     ]
-    if scores.published.kind != "none":
-        text = "published, standard error"
-        if scores.published.kind == "trqam":
-            text = "published after 1M offline updates"
-        entries.insert(1, Line2D([], [], color=VERMILION, linestyle="--", label=text))
+    published = _published_name(scores, tasks)
+    if published:
+        entries.append(Line2D([], [], color=VERMILION, linestyle="--", label=published))
+    if any(cell.config.behaviour_updates for cell in cells):
+        entries.append(
+            Line2D([], [], color=GREY, linestyle=CLONE, label="behaviour clone, ours")
+        )
+    if any(cell.config.online_steps for cell in cells):
+        entries.append(
+            Line2D([], [], color="#444444", linestyle=":", label="online begins")
+        )
     figure.legend(
         handles=entries,
         loc="outside upper center",
@@ -172,3 +177,13 @@ def _outside(figure: Figure, scores: Scores) -> None:
         frameon=False,
         fontsize=9,
     )
+
+
+def _published_name(scores: Scores, tasks: Sequence[Task]) -> str:
+    """What the legend calls the published results; empty where there are none."""
+    methods = scores.run.methods
+    if any(scores.published.curve(method, tasks) for method in methods):
+        return "published, standard error"
+    if any(scores.published.level(method, tasks, OFFLINE) for method in methods):
+        return "published after 1M offline updates"
+    return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,7 @@ class Run:
     @cached_property
     def shipped(self) -> Protocol | None:
         """The protocol itself, where it is one of ours."""
-        known = self.protocol in protocol_names()
-        return load_protocol(self.protocol) if known else None
+        return _shipped(self.protocol)
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
@@ -160,6 +159,11 @@ class Run:
             f"{text} ({number} of {len(self.cells)} cells)"
             for text, number in sorted(counts.items())
         ]
+
+
+@cache
+def _shipped(name: str) -> Protocol | None:
+    return load_protocol(name) if name in protocol_names() else None
 
 
 def read_runs(directory: Path) -> dict[str, Run]:

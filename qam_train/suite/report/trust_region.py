@@ -132,7 +132,7 @@ def _kl_panel(panel: Axes, many: Sequence[Trace]) -> None:
             trace.place,
             trace.values[ESTIMATE],
             color=ORANGE,
-            alpha=0.55,
+            alpha=0.4,
             linewidth=0.7,
             label="estimate of one batch" if first else None,
         )
@@ -151,6 +151,7 @@ def _kl_panel(panel: Axes, many: Sequence[Trace]) -> None:
                 color="#222222",
                 linestyle="--",
                 linewidth=1.2,
+                zorder=4,
                 label="budget" if first else None,
             )
 
