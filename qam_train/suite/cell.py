@@ -264,18 +264,12 @@ def check_settings(config: CellConfig) -> None:
     """Refuse settings of which training would complain later.
 
     Raises:
-        ConfigError: a stage or budget that the method does not have.
+        ConfigError: a stage that the method does not have.
     """
-    name = f"{config.method} on {config.domain}"
     try:
         offline_config(config)
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
-    if config.online_budget is not None and not hasattr(config.agent, "dual"):
-        raise ConfigError(
-            f"{name}: online_budget: expected none, got {config.online_budget}: the method has no "
-            "trust region; trqam and sqam have one"
-        )
+        raise ConfigError(f"{config.method} on {config.domain}: {error}") from error
 
 
 def _reason(error: QamError, folder: CellFolder) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol as Interface
 
+from qam_train.suite.cell import check_settings
 from qam_train.suite.cell_config import CellConfig, read_cell
 from qam_train.suite.data import dataset_files
 from qam_train.suite.folder import CellFolder, config_hash, refuse_other
@@ -132,10 +133,12 @@ def check(cells: Sequence[Cell], data: Path) -> list[Cell]:
     """Cells that are still to be run.
 
     Raises:
-        ConfigError: a folder holds another cell, or a dataset is missing; before anything starts.
+        ConfigError: a cell's settings contradict each other, its folder holds another cell, or a
+            dataset is missing; before anything starts.
     """
     waiting: list[Cell] = []
     for cell in cells:
+        check_settings(cell.config)
         if cell.folder.config_path.is_file():
             then = read_cell(cell.folder.config_path)
             refuse_other(cell.config, then, cell.folder.path)

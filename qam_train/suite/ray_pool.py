@@ -55,7 +55,7 @@ class RayPool:
                 )
             else:
                 self._ray.init(address=address, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, self._ray.exceptions.RayError) as error:
             raise ConfigError(
                 f"--ray {address}: cannot reach Ray: {error}; give the address of a running one, or "
                 "local"

@@ -65,7 +65,14 @@ def test_a_cell_evaluates_at_every_interval_of_both_phases(tiny_cell, tiny_setti
 def test_a_cell_killed_again_and_again_gives_the_numbers_of_one_that_was_not(
     tiny_cell, tiny_settings, tmp_path
 ):
-    cell = tiny_cell("trqam", behaviour_updates=30, online_budget=0.2, online_steps=100)
+    # with episodes of 13 steps every online checkpoint falls inside an episode and a chunk
+    cell = tiny_cell(
+        "trqam",
+        behaviour_updates=30,
+        online_budget=0.2,
+        online_steps=100,
+        max_episode_steps=13,
+    )
     whole = dataclasses.replace(tiny_settings, out=tmp_path / "whole")
     run_cell(cell, whole)
     folder = folder_of(cell, tiny_settings)

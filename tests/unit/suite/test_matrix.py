@@ -146,6 +146,20 @@ def test_a_process_that_dies_without_a_word_is_reported_with_its_last_lines(
     assert "ended with code -6; its last lines: out of memory" in said
 
 
+def test_settings_a_method_has_no_use_for_stop_the_run_before_it_starts(
+    options, tmp_path
+):
+    with pytest.raises(
+        ConfigError, match=r"rlpd on maze: behaviour\.updates: expected"
+    ):
+        command([*options, "--methods", "rlpd", "--set", "behaviour_updates=10"])
+    with pytest.raises(
+        ConfigError, match="fql on maze: online_budget: expected nothing"
+    ):
+        command([*options, "--methods", "fql", "--set", "online_budget=0.5"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_data_stop_the_run_before_it_starts(options, tmp_path):
     options[options.index("--data") + 1] = str(tmp_path)
     with pytest.raises(ConfigError, match="qam data generate"):
