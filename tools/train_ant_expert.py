@@ -4,7 +4,7 @@
 Half of the ants walk on a plane in random directions that change now and then, half find their way
 through the maze `large` to random cells. Reward: speed along the wanted direction; lying on the side or
 the back ends the episode. The same seed gives the same expert on the same machine and versions; about
-half an hour of one core:
+17 minutes of one core:
 
     python tools/train_ant_expert.py sim/data/ant_expert.safetensors --seed 0
 
@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from sim.ant_expert import AntExpert, write_expert
 from sim.ant_frame import ACTIONS, FEATURES, features, motor_action
 from sim.ant_herd import Herd, measure
 
+VERSIONS: Final = ("torch", "mujoco", "ogbench", "numpy")  # that the weights depend on
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,6 +41,7 @@ class Settings:
     Args:
         seed: of networks, noise and episodes.
         updates: updates of the networks.
+        decay_updates: updates over which the learning rate would fall to a tenth.
         ants: how many walk at a time; half of them in the maze.
         random_steps: steps of uniformly random actions at the start, all ants together.
         steps_per_update: environment steps per update, all ants together.
@@ -44,7 +49,7 @@ class Settings:
         batch: transitions per update.
         discount: per step of 0.1 s.
         reward_scale: reward per speed [s/m].
-        learning_rate: at the start; falls linearly to a tenth.
+        learning_rate: at the start; falls linearly.
         target_rate: of the target critic.
         target_entropy: the entropy is driven to this, per number of the action.
         actor_widths: hidden widths of the actor.
@@ -53,7 +58,8 @@ class Settings:
     """
 
     seed: int = 0
-    updates: int = 160_000
+    updates: int = 100_000
+    decay_updates: int = 160_000
     ants: int = 16
     random_steps: int = 5000
     steps_per_update: float = 3.0
@@ -209,7 +215,8 @@ class Training:
             past_start = self._replay.count - settings.random_steps
             due = min(past_start / settings.steps_per_update, settings.updates)
             while updates < due:
-                rate = settings.learning_rate * (1.0 - 0.9 * updates / settings.updates)
+                decay = 0.9 * min(updates / settings.decay_updates, 1.0)
+                rate = settings.learning_rate * (1.0 - decay)
                 batch = self._replay.draw(settings.batch, self._generator)
                 info = self._learner.update(batch, rate)
                 updates += 1
@@ -238,7 +245,8 @@ class Training:
         score = result.speed_m_s - 2.0 * result.falls_per_1000
         if score > self._best:
             self._best = score
-            how = asdict(self._settings) | {"kept_at": updates}
+            how: dict[str, Any] = asdict(self._settings) | {"kept_at": updates}
+            how["versions"] = {name: version(name) for name in VERSIONS}
             write_expert(self._output, weights, how)
         loss, value, entropy, alpha = (float(number) for number in info)
         print(
