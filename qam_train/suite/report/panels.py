@@ -44,6 +44,7 @@ def method_curves(scores: Scores, tasks: Sequence[Task]) -> Figure:
         panel.set_axis_off()
         above = axes[axes.index(panel) - columns]
         above.xaxis.set_tick_params(labelbottom=True)
+    _same_steps(axes)
     _outside(figure, scores, tasks)
     return figure
 
@@ -58,6 +59,7 @@ def task_curves(scores: Scores, domain: str) -> Figure:
             _panel(panel, scores, method, [task])
             title = f"{label(method)}, task {task[1]}"
             panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    _same_steps(axes)
     _outside(figure, scores, tasks)
     return figure
 
@@ -97,7 +99,6 @@ def _panel(panel: Axes, scores: Scores, method: str, tasks: Sequence[Task]) -> N
         )
     panel.set_ylim(-3, 103)
     panel.set_yticks([0, 50, 100])
-    panel.set_xlim(left=0)
     panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.tick_params(labelsize=SMALL)
@@ -147,6 +148,13 @@ def _published(
     panel.plot(
         places, success, color=VERMILION, linestyle="--", linewidth=1.2, zorder=3
     )
+
+
+def _same_steps(axes: Sequence[Axes]) -> None:
+    """One step axis for all panels, from 0 to the last step of any."""
+    ends = [panel.dataLim.x1 for panel in axes]
+    last = max((end for end in ends if np.isfinite(end)), default=0.0)
+    axes[0].set_xlim(0.0, 1.03 * last if last > 0.0 else 1.0)
 
 
 def _outside(figure: Figure, scores: Scores, tasks: Sequence[Task]) -> None:

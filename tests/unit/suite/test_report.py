@@ -286,6 +286,18 @@ def test_a_panel_holds_ours_the_published_curve_and_the_begin_of_online(
     assert x[0] == 200 + 50_000  # the published offline part ends before ours does
 
 
+def test_all_panels_of_a_figure_show_the_longest_training(tmp_path: Path) -> None:
+    put(tmp_path, cell_of("qam", "scene", 1, 1), whole(0.4, 0.6)[:2])
+    sets = (*SHORT[1:], "offline_updates=900")
+    longer = protocol_of("p_qam").cell("fql", "scene", 1, 1, sets)
+    put(tmp_path, longer, [(900, OFFLINE, 0.5)])
+    axes = method_curves(scores_of(tmp_path), [("scene", 1)]).axes
+    for panel in axes:
+        left, right = panel.get_xlim()
+        assert left == 0.0
+        assert right >= 900
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
