@@ -38,6 +38,7 @@ from qam_train.suite.hardware import device_name, find_device, numerics
 from qam_train.suite.online import OnlinePhase
 from qam_train.suite.reporter import Reporter
 from qam_train.suite.world import Rollouts
+from sim.worlds import split_name
 
 ONLINE = "online"
 LOGS_PER_INTERVAL = 10
@@ -264,10 +265,11 @@ def check_settings(config: CellConfig) -> None:
     """Refuse settings of which training would complain later.
 
     Raises:
-        ConfigError: a stage that the method does not have.
+        ConfigError: a stage that the method does not have, or a world that is not known here.
     """
     try:
         offline_config(config)
+        split_name(config.world, config.task)
     except ConfigError as error:
         raise ConfigError(f"{config.method} on {config.domain}: {error}") from error
 

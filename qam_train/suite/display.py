@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from qam_train.suite.matrix import Cell
 from qam_train.suite.standing import Forecast, Standing, standing
 
 LAST_EVENTS = 6
-COLUMNS = ("cell", "phase", "step", "steps/s", "success", "time left")
+COLUMNS = ("cell", "phase", "step", "steps/s", "success", "left")
 
 
 class PlainLines:
@@ -109,9 +112,11 @@ class LiveTable:
             f"{self._done} of {self._total} cells done, {self._failed} failed, "
             f"{self._waiting} wait; all done in {left}"
         )
-        table = cell_table(title, [(cell.name, standing(cell)) for cell in running])
-        table.caption = "\n".join(self._events)
-        self._live.update(table, refresh=True)
+        table = cell_table("", [(cell.name, standing(cell)) for cell in running])
+        lines = [
+            Text(event, no_wrap=True, overflow="ellipsis") for event in self._events
+        ]
+        self._live.update(Group(Text(title), table, *lines), refresh=True)
 
     def close(self) -> None:
         """Leave the table."""
@@ -120,9 +125,10 @@ class LiveTable:
 
 def cell_table(title: str, rows: Sequence[tuple[str, Standing]]) -> Table:
     """Table of single cells."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE)
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in COLUMNS[:2] else "right")
+        justify: JustifyMethod = "left" if name in COLUMNS[:2] else "right"
+        table.add_column(name, justify=justify, no_wrap=name != COLUMNS[0])
     for name, now in rows:
         table.add_row(
             name,
@@ -137,24 +143,25 @@ def cell_table(title: str, rows: Sequence[tuple[str, Standing]]) -> Table:
 
 def group_table(cells: Sequence[Cell]) -> Table:
     """Table of methods and domains: how many cells are how far."""
-    table = Table(title=f"{len(cells)} cells", title_justify="left")
-    states = ("done", "running", "stopped", "waiting", "failed")
-    for name in ("protocol", "method", "domain"):
-        table.add_column(name)
-    for name in (*states, "steps", "success"):
-        table.add_column(name, justify="right")
+    table = Table(title=f"{len(cells)} cells", title_justify="left", box=box.SIMPLE)
+    for name in ("protocol", "method", "domain", "done"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("the others")
+    for name in ("steps", "success"):
+        table.add_column(name, justify="right", no_wrap=True)
     groups: dict[tuple[str, str, str], list[Standing]] = {}
     for cell in cells:
         c = cell.config
         key = (c.protocol, c.method, c.domain)
         groups.setdefault(key, []).append(standing(cell))
     for key, found in groups.items():
-        counts = [sum(s.state == state for s in found) for state in states]
+        counts = Counter(s.state for s in found)
         share = sum(s.step for s in found) / max(1, sum(s.steps for s in found))
         last = [s.success for s in found if s.success is not None]
         table.add_row(
             *key,
-            *(str(count) if count else "" for count in counts),
+            f"{counts.pop('done', 0)} of {len(found)}",
+            ", ".join(f"{count} {state}" for state, count in sorted(counts.items())),
             f"{share:.0%}",
             f"{sum(last) / len(last):.2f}" if last else "",
         )
