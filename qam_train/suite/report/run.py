@@ -78,8 +78,12 @@ class Cell:
         if self.done:
             return "done"
         last = self.evaluations[-1] if self.evaluations else None
-        where = f"{last.phase}, step {last.step}" if last else "before any evaluation"
-        return f"failed at {where}: {self.failure}" if self.failure else f"at {where}"
+        where = (
+            f"after {last.phase}, step {last.step}" if last else "before any evaluation"
+        )
+        return (
+            f"failed {where}: {self.failure}" if self.failure else f"unfinished {where}"
+        )
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_an_unfinished_phase_gives_no_final_score(out: Path) -> None:
 
 def test_missing_cells_are_named_with_their_state(out: Path) -> None:
     missing = list(only_run(out).incomplete())
-    assert ("trqam", ("scene", 1), 2, "at offline, step 100") in missing
+    assert ("trqam", ("scene", 1), 2, "unfinished after offline, step 100") in missing
     assert ("rlpd", ("scene", 1), 2, "not started") in missing
     assert ("trqam", ("scene", 2), 1, "not started") in missing
     assert not any(method == "qam" for method, *_ in missing)
@@ -123,9 +123,7 @@ def test_a_failed_cell_says_what_stopped_it(tmp_path: Path) -> None:
     path = put(tmp_path, cell_of("qam", "scene", 1, 1), [], done=False)
     CellFolder(path).fail({"message": "adjoint/loss is inf at update 7"})
     ((_, _, _, status),) = only_run(tmp_path).incomplete()
-    assert status == (
-        "failed at before any evaluation: adjoint/loss is inf at update 7"
-    )
+    assert status == ("failed before any evaluation: adjoint/loss is inf at update 7")
 
 
 def test_settings_other_than_the_protocols_are_listed(out: Path) -> None:
@@ -341,4 +339,4 @@ def test_a_report_of_cells_that_have_only_begun_says_so(tmp_path: Path) -> None:
     path = write_report(only_run(tmp_path), tmp_path / "page")
     text = path.read_text()
     assert "No phase has been finished" in text
-    assert "at offline, step 100" in text
+    assert "unfinished after offline, step 100" in text
