@@ -14,12 +14,12 @@ from qam_ros.contract.artifact import (
     Artifact,
     ArtifactManifest,
     Golden,
-    GraphSignature,
-    TensorSpec,
 )
 from qam_ros.contract.interface import RobotInterface
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_train.policy_graph import PolicySizes, build_policy_graph, split_first_layer
+from qam_train.deployment import FlowPolicy
+from qam_train.graphs.builder import PolicySizes
+from qam_train.graphs.policy import build_graph
 
 
 def random_artifact(
@@ -35,49 +35,40 @@ def random_artifact(
     """
     generator = np.random.default_rng(0)
     size = interface.observation_size
-    sizes = PolicySizes(size, interface.action_size, chunk, steps)
+    sizes = PolicySizes(size, interface.action_size, chunk)
     fan = (size + sizes.flat + 1, *widths, sizes.flat)
-    net = {}
-    for layer, (rows, columns) in enumerate(pairwise(fan)):
-        bound = (6 / (rows + columns)) ** 0.5
-        weight = generator.uniform(-bound, bound, (rows, columns))
-        net[f"{layer}/weight"] = weight.astype(np.float32)
-        net[f"{layer}/bias"] = np.zeros(columns, np.float32)
-    hidden = split_first_layer(net, sizes)
-    statistics = {
+    nets = {
         "observation_mean": np.zeros(size, np.float32),
         "observation_std": np.ones(size, np.float32),
     }
-    weights = statistics | hidden
-    shapes = {
-        "observation": (1, size),
-        "noise": (1, sizes.flat),
-        **{name: value.shape for name, value in weights.items()},
-    }
-    signature = GraphSignature(
-        tuple(TensorSpec(name, shape) for name, shape in shapes.items()),
-        (TensorSpec("chunk", (1, chunk, interface.action_size)),),
-    )
+    for layer, (rows, columns) in enumerate(pairwise(fan)):
+        bound = (6 / (rows + columns)) ** 0.5
+        weight = generator.uniform(-bound, bound, (rows, columns))
+        nets[f"flow/{layer}/weight"] = weight.astype(np.float32)
+        nets[f"flow/{layer}/bias"] = np.zeros(columns, np.float32)
+    policy = build_graph(FlowPolicy("flow", steps), nets, sizes)
     manifest = ArtifactManifest(
         interface=interface,
         algorithm="random",
-        head="flow",
-        flow_steps=steps,
+        head=policy.head,
+        flow_steps=policy.steps,
         chunk_length=chunk,
         policy_version=1,
         parent_version=0,
         run_id="benchmark",
         commit="none",
         dataset_hash="none",
-        graph=signature,
+        graph=policy.signature,
         tolerance=1e-5,
     )
     probes = Golden(
         generator.standard_normal((GOLDEN_PROBES, size)).astype(np.float32),
-        generator.standard_normal((GOLDEN_PROBES, sizes.flat)).astype(np.float32),
+        generator.standard_normal((GOLDEN_PROBES, policy.noise_width)).astype(
+            np.float32
+        ),
         np.zeros((GOLDEN_PROBES, chunk, interface.action_size), np.float32),
     )
-    artifact = Artifact(manifest, build_policy_graph(hidden, sizes), weights, probes)
+    artifact = Artifact(manifest, policy.onnx, policy.weights, probes)
     chunks = OnnxSampler(artifact).sample_all(probes.observations, probes.noise)
     return dataclasses.replace(
         artifact, golden=dataclasses.replace(probes, chunks=chunks)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an agent to a policy artifact, verified against the agent before it is written.
 
-What is exported is what the agent acts with: n Euler steps of its flow on standardised
-observations, clipped. The artifact's golden chunks are the agent's own (torch); the ONNX graph must
-give the same on all probes within the artifact's tolerance.
+What is exported is what the agent acts with, whatever its method. The artifact's golden chunks are
+the agent's own (torch); the ONNX graph must give the same on all probes within the artifact's
+tolerance.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from qam_ros.contract.artifact import (
     Artifact,
     ArtifactManifest,
     Golden,
-    GraphSignature,
-    TensorSpec,
     read_artifact,
     write_artifact,
 )
@@ -32,18 +30,19 @@ from qam_ros.contract.errors import ArtifactError
 from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.contract.weights import Weights
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_train.agents.qam import QAMAgent
-from qam_train.agents.restore import Agent, restore_agent
+from qam_train.agents.restore import restore_agent
 from qam_train.checkpoint import latest_checkpoint, read_checkpoint
 from qam_train.deployed import (
+    AnyAgent,
     Float32Array,
     behaviour_of,
-    draw_probes,
+    build_policy,
+    choosing,
     policy_chunks,
     policy_sizes,
-    policy_weights,
 )
-from qam_train.policy_graph import PolicySizes, build_policy_graph
+from qam_train.graphs.policy import Policy
+from qam_train.probes import clearest_noise, draw_probes
 
 # float32 rounding of ten steps through trained nets; measured errors are near 1e-6.
 TOLERANCE = 1e-5
@@ -81,7 +80,7 @@ class Exported:
 
 
 def export_artifact(
-    agent: Agent,
+    agent: AnyAgent,
     interface: RobotInterface,
     dataset: Dataset,
     path: str | Path,
@@ -93,7 +92,7 @@ def export_artifact(
     """Write an agent's policy as an artifact.
 
     Args:
-        agent: a QAM agent (its tuned flow is exported) or a behaviour-cloned flow.
+        agent: of any method; see qam_train.deployed for its variants.
         interface: the robot interface of the data it was trained on.
         dataset: where the probes come from.
         path: a directory, or a file that ends in .zip.
@@ -112,13 +111,12 @@ def export_artifact(
             f"export: the agent has observation and action size {found}, robot '{interface.robot}' "
             f"{(interface.observation_size, interface.action_size)}; use the interface it was trained on"
         )
-    weights = policy_weights(agent)
-    observations, noise = draw_probes(dataset, sizes, seed)
+    policy = build_policy(agent)
+    observations, noise = draw_probes(dataset, policy.noise_width, seed)
+    noise = clearest_noise(agent, observations, noise, seed)
     golden = Golden(observations, noise, policy_chunks(agent, observations, noise))
-    manifest = _manifest(agent, interface, provenance, weights)
-    net_weights = {name: value for name, value in weights.items() if "/" in name}
-    graph = build_policy_graph(net_weights, sizes)
-    error = largest_error(Artifact(manifest, graph, weights, golden))
+    manifest = _manifest(agent, interface, provenance, policy)
+    error = largest_error(Artifact(manifest, policy.onnx, policy.weights, golden))
     if not error <= TOLERANCE:
         raise ArtifactError(
             f"export: ONNX Runtime differs from torch by up to {error:.1e} on the probes, at most "
@@ -126,7 +124,7 @@ def export_artifact(
             error=error,
         )
     written = write_artifact(
-        path, manifest, graph, weights, golden, replace=replace_existing
+        path, manifest, policy.onnx, policy.weights, golden, replace=replace_existing
     )
     return Exported(written, error)
 
@@ -200,35 +198,22 @@ def source_commit() -> str:
 
 
 def _manifest(
-    agent: Agent, interface: RobotInterface, provenance: Provenance, weights: Weights
+    agent: AnyAgent, interface: RobotInterface, provenance: Provenance, policy: Policy
 ) -> ArtifactManifest:
-    sizes = policy_sizes(agent)
     return ArtifactManifest(
         interface=interface,
         algorithm=agent.algorithm,
-        head="flow",
-        flow_steps=sizes.flow_steps,
-        chunk_length=sizes.chunk,
+        head=policy.head,
+        flow_steps=policy.steps,
+        chunk_length=policy.sizes.chunk,
         policy_version=provenance.policy_version,
         parent_version=provenance.parent_version,
         run_id=provenance.run_id,
         commit=provenance.commit or source_commit(),
         dataset_hash=provenance.dataset_hash,
-        graph=_signature(weights, sizes),
+        graph=policy.signature,
         tolerance=TOLERANCE,
         evaluation=provenance.evaluation,
-    )
-
-
-def _signature(weights: Weights, sizes: PolicySizes) -> GraphSignature:
-    shapes: dict[str, tuple[int, ...]] = {
-        "observation": (1, sizes.observation),
-        "noise": (1, sizes.flat),
-        **{name: value.shape for name, value in weights.items()},
-    }
-    inputs = tuple(TensorSpec(name, shape) for name, shape in shapes.items())
-    return GraphSignature(
-        inputs, (TensorSpec("chunk", (1, sizes.chunk, sizes.action)),)
     )
 
 
@@ -243,7 +228,12 @@ class ExportArguments:
     out: Path
     """Directory or .zip file to write."""
     actor: Actor = "fine-tuned"
-    """Which flow of a QAM agent."""
+    """The method's policy, or the behaviour flow under it, for a method that has one."""
+    best_of: int | None = None
+    """Candidates per action, of which the critics choose one; default: as the method was trained.
+    For methods whose policy is a flow."""
+    critics: int | None = None
+    """Critics that choose (and guide, where a method is guided); default: all."""
     version: int = 1
     """Policy version."""
     run_id: str = ""
@@ -256,9 +246,7 @@ def command(argv: Sequence[str]) -> int:
     """Write the policy artifact of a checkpoint."""
     arguments = tyro.cli(ExportArguments, prog="qam export", args=list(argv))
     path = find_checkpoint(arguments.checkpoint)
-    agent = restore_agent(path)
-    if arguments.actor == "behaviour" and isinstance(agent, QAMAgent):
-        agent = behaviour_of(agent)
+    agent = _variant(restore_agent(path), arguments)
     found = read_dataset_manifest(arguments.dataset)
     trained_on = read_checkpoint(path).metadata.get("dataset_hash", found.sha256)
     if trained_on != found.sha256:
@@ -276,11 +264,21 @@ def command(argv: Sequence[str]) -> int:
         replace_existing=arguments.replace,
     )
     print(  # noqa: T201
-        f"{arguments.out}: {agent.algorithm}, version {arguments.version}, {GOLDEN_PROBES} probes, "
-        f"largest error of ONNX Runtime against torch {exported.largest_error:.1e} "
+        f"{arguments.out}: {agent.algorithm}, head {exported.manifest.head}, version "
+        f"{arguments.version}, {GOLDEN_PROBES} probes, largest error of ONNX Runtime against torch {exported.largest_error:.1e} "
         f"(allowed {TOLERANCE:.0e})"
     )
     return 0
+
+
+def _variant(agent: AnyAgent, arguments: ExportArguments) -> AnyAgent:
+    if arguments.actor == "behaviour":
+        agent = behaviour_of(agent)
+    if arguments.best_of is None and arguments.critics is None:
+        return agent
+    held = getattr(agent.config, "best_of", 1)
+    candidates = held if arguments.best_of is None else arguments.best_of
+    return choosing(agent, candidates, arguments.critics)
 
 
 def find_checkpoint(path: Path) -> Path:

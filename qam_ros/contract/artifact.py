@@ -46,7 +46,12 @@ from qam_ros.contract.files import (
 from qam_ros.contract.golden import Golden, check_golden, read_golden, write_golden
 from qam_ros.contract.reading import dump_yaml, parse_yaml
 from qam_ros.contract.robot_interface import RobotInterface
-from qam_ros.contract.weights import Weights, decode_weights, encode_weights
+from qam_ros.contract.weights import (
+    MAX_WEIGHT_BYTES,
+    Weights,
+    decode_weights,
+    encode_weights,
+)
 
 __all__ = [
     "ARTIFACT_VERSION",
@@ -62,7 +67,9 @@ __all__ = [
 ]
 
 MANIFEST: Final = "manifest.yaml"
+WEIGHTS: Final = "weights.safetensors"
 MAX_MEMBER_BYTES: Final = 64 * 1024 * 1024
+"""Of every file but the weights, which have their own limit."""
 _FILES: Final = (MANIFEST, *MEMBERS)
 _ZIP_DATE: Final = (1980, 1, 1, 0, 0, 0)  # equal contents give equal files
 
@@ -123,7 +130,7 @@ def write_artifact(
     check_golden(golden, manifest, f"{target}, golden")
     members = {
         "policy.onnx": onnx_bytes,
-        "weights.safetensors": blob,
+        WEIGHTS: blob,
         "golden.npz": write_golden(golden),
     }
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
@@ -134,7 +141,7 @@ def write_artifact(
     )
     members = {MANIFEST: text.encode("utf-8"), **members}
     for name, data in members.items():
-        _check_size(len(data), f"{target}, {name}")
+        _check_size(name, len(data), f"{target}, {name}")
     if target.suffix == ".zip":
         with atomic_file(target, ArtifactError, replace=replace) as temporary:
             write_file(temporary, _zip_bytes(members))
@@ -184,9 +191,7 @@ def read_artifact(path: str | Path) -> Artifact:
                 expected=manifest.sha256[name],
             )
     weights = decode_weights(
-        members["weights.safetensors"],
-        manifest.graph.weight_shapes,
-        f"{source}, weights.safetensors",
+        members[WEIGHTS], manifest.graph.weight_shapes, f"{source}, {WEIGHTS}"
     )
     golden = read_golden(
         members["golden.npz"], MAX_MEMBER_BYTES, f"{source}, golden.npz"
@@ -199,7 +204,7 @@ def _read_directory(directory: Path) -> dict[str, bytes]:
     names = sorted(entry.name for entry in directory.iterdir())
     check_keys(dict.fromkeys(names), _FILES, (), str(directory), ArtifactError, "file")
     return {
-        name: read_bounded(directory / name, MAX_MEMBER_BYTES, ArtifactError)
+        name: read_bounded(directory / name, _limit(name), ArtifactError)
         for name in _FILES
     }
 
@@ -242,15 +247,20 @@ def _check_entry(entry: zipfile.ZipInfo, file: Path) -> None:
             f"{', '.join(_FILES)}; do not use this file",
             member=name,
         )
-    _check_size(entry.file_size, f"{file}, {name}")
+    _check_size(name, entry.file_size, f"{file}, {name}")
 
 
-def _check_size(size: int, where: str) -> None:
-    if size > MAX_MEMBER_BYTES:
+def _limit(member: str) -> int:
+    return MAX_WEIGHT_BYTES if member == WEIGHTS else MAX_MEMBER_BYTES
+
+
+def _check_size(member: str, size: int, where: str) -> None:
+    limit = _limit(member)
+    if size > limit:
         raise ArtifactError(
-            f"{where}: {size} bytes, at most {MAX_MEMBER_BYTES} are allowed",
+            f"{where}: {size} bytes, at most {limit} are allowed",
             found=size,
-            limit=MAX_MEMBER_BYTES,
+            limit=limit,
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qam_ros.contract.errors import ArtifactError, check_keys
+from qam_ros.contract.errors import ArtifactError, check_keys, nearest
 from qam_ros.contract.interface_yaml import read_interface, write_interface
 from qam_ros.contract.reading import read_integer, read_names, read_positive, read_text
 from qam_ros.contract.robot_interface import RobotInterface
@@ -15,6 +15,14 @@ from qam_ros.contract.robot_interface import RobotInterface
 ARTIFACT_VERSION: Final = 1
 GOLDEN_PROBES: Final = 64
 MEMBERS: Final = ("policy.onnx", "weights.safetensors", "golden.npz")
+MAX_NOISE: Final = 65_536
+"""Most numbers of noise that one chunk may take."""
+HEADS: Final = (
+    *("flow", "one_step", "gaussian", "deterministic", "edited_flow"),
+    *("noise_policy_flow", "guided_flow", "diffusion"),
+)
+BEST_OF: Final = "best_of_"
+"""Before a head: of several chunks the one that the critics value most."""
 FIXED_INPUTS: Final = ("observation", "noise", "observation_mean", "observation_std")
 
 _TEXTS: Final = ("algorithm", "head", "run_id", "commit", "dataset_hash")
@@ -38,13 +46,18 @@ class GraphSignature:
     """Inputs and outputs of the policy graph, in order.
 
     Args:
-        inputs: observation (1, O), noise (1, h*A), observation_mean (O,), observation_std (O,), then
+        inputs: observation (1, O), noise (1, W), observation_mean (O,), observation_std (O,), then
             the weights.
         outputs: chunk (1, h, A).
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def noise_width(self) -> int:
+        """W, standard normal numbers that one chunk takes."""
+        return self.inputs[1].shape[-1]
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -59,8 +72,8 @@ class ArtifactManifest:
     Args:
         interface: the robot interface the policy was trained for.
         algorithm: e.g. ``qam``.
-        head: how an action is made from the networks, e.g. ``flow``.
-        flow_steps: K, Euler steps of the sampler.
+        head: how an action is made from the networks: one of HEADS, or one behind BEST_OF.
+        flow_steps: K, steps of the sampler; 1 for a head that takes one.
         chunk_length: h, actions per chunk.
         policy_version: version of these weights.
         parent_version: version they were fine-tuned from; 0 for none.
@@ -185,17 +198,17 @@ def check_graph(manifest: ArtifactManifest, where: str) -> None:
     Raises:
         ArtifactError: names the tensor, its shape and the expected one.
     """
+    if manifest.head.removeprefix(BEST_OF) not in HEADS:
+        raise ArtifactError(
+            f"{where}: head '{manifest.head}' is not known; {nearest(manifest.head, HEADS)}; update "
+            "qam_ros on this machine, or export the policy again",
+            found=manifest.head,
+        )
     observation, action = (
         manifest.interface.observation_size,
         manifest.interface.action_size,
     )
     chunk = manifest.chunk_length
-    expected = {
-        "observation": (1, observation),
-        "noise": (1, chunk * action),
-        "observation_mean": (observation,),
-        "observation_std": (observation,),
-    }
     names = [spec.name for spec in manifest.graph.inputs]
     if tuple(names[: len(FIXED_INPUTS)]) != FIXED_INPUTS:
         raise ArtifactError(
@@ -207,7 +220,20 @@ def check_graph(manifest: ArtifactManifest, where: str) -> None:
         spec.name: spec.shape for spec in manifest.graph.inputs[: len(FIXED_INPUTS)]
     }
     fixed |= {spec.name: spec.shape for spec in manifest.graph.outputs}
-    expected["chunk"] = (1, chunk, action)
+    noise = fixed["noise"]
+    if len(noise) != 2 or noise[0] != 1 or noise[1] > MAX_NOISE:
+        raise ArtifactError(
+            f"{where}: the graph takes noise of shape {noise}, expected (1, 1) to (1, {MAX_NOISE}); "
+            "export the policy with fewer candidates or steps",
+            found=noise,
+        )
+    expected = {
+        "observation": (1, observation),
+        "noise": noise,
+        "observation_mean": (observation,),
+        "observation_std": (observation,),
+        "chunk": (1, chunk, action),
+    }
     if fixed != expected:
         raise ArtifactError(
             f"{where}: the graph has {fixed}, robot '{manifest.interface.robot}' with chunks of "

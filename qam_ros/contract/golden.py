@@ -20,7 +20,7 @@ class Golden:
 
     Args:
         observations: (64, O) float32.
-        noise: (64, h*A) float32.
+        noise: (64, W) float32.
         chunks: (64, h, A) float32, in [-1, 1].
     """
 
@@ -66,7 +66,7 @@ def check_golden(golden: Golden, manifest: ArtifactManifest, where: str) -> None
     action, chunk = manifest.interface.action_size, manifest.chunk_length
     shapes = {
         "observations": (GOLDEN_PROBES, manifest.interface.observation_size),
-        "noise": (GOLDEN_PROBES, chunk * action),
+        "noise": (GOLDEN_PROBES, manifest.graph.noise_width),
         "chunks": (GOLDEN_PROBES, chunk, action),
     }
     for name, shape in shapes.items():

@@ -16,7 +16,8 @@ from qam_ros.contract.errors import ArtifactError, check_keys, check_shape
 Weights = dict[str, npt.NDArray[np.float32]]
 """Float32 tensors by name, statistics included."""
 
-MAX_WEIGHT_BYTES: Final = 64 * 1024 * 1024
+MAX_WEIGHT_BYTES: Final = 256 * 1024 * 1024
+"""Ten critics of 4 x 1024 that an artifact may carry take half of it."""
 
 
 def encode_weights(weights: Mapping[str, npt.NDArray[Any]]) -> bytes:

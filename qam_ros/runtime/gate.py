@@ -15,7 +15,7 @@ from qam_ros.contract.artifact_manifest import FIXED_INPUTS
 Float32Array = npt.NDArray[np.float32]
 Weights = Mapping[str, Float32Array]
 Run = Callable[[Weights, Float32Array, Float32Array], Float32Array]
-"""(weights, observations (n, O), noise (n, h*A)) -> chunks (n, h, A)."""
+"""(weights, observations (n, O), noise (n, W)) -> chunks (n, h, A)."""
 
 STATISTICS = FIXED_INPUTS[2:]
 

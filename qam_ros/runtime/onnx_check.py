@@ -30,6 +30,7 @@ OPERATORS: Final = frozenset(
             "Clip",
         ),
         *("Gelu", "Erf", "Tanh", "Sigmoid", "Relu", "Softplus", "LayerNormalization"),
+        *("Cos", "Sin"),
         *(
             "Concat",
             "Split",
@@ -45,6 +46,7 @@ OPERATORS: Final = frozenset(
             "Constant",
             "Identity",
             "ReduceMean",
+            "ReduceMin",
             "ReduceSum",
             "ArgMax",
             "Transpose",
@@ -53,7 +55,10 @@ OPERATORS: Final = frozenset(
 )
 """Operators without control flow, without state and without a size that data can choose freely."""
 MAX_TENSOR_BYTES: Final = 16 * 1024 * 1024
-"""Largest intermediate tensor: a few bytes of graph can otherwise ask for gigabytes at run time."""
+"""Largest intermediate tensor: a few bytes of graph can otherwise ask for gigabytes at run time.
+
+A transposed weight may be larger: it is as large as the weight, and engines read it in place.
+"""
 MAX_NODES: Final = 5000
 
 
@@ -196,6 +201,7 @@ def _static_shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _check_static(model: Any, where: str) -> None:
+    inputs = {item.name for item in model.graph.input}
     shapes = {
         item.name: item for item in (*model.graph.value_info, *model.graph.output)
     }
@@ -207,7 +213,8 @@ def _check_static(model: Any, where: str) -> None:
             size = 8
             for length in shape:
                 size *= length
-            if size > MAX_TENSOR_BYTES:
+            of_weight = node.op_type == "Transpose" and node.input[0] in inputs
+            if size > MAX_TENSOR_BYTES and not of_weight:
                 raise ArtifactError(
                     f"{where}: tensor '{name}' of shape {shape} is too large; at most "
                     f"{MAX_TENSOR_BYTES} bytes are allowed"

@@ -96,7 +96,7 @@ class PolicyCore:
         self.sample_ns = 0
         self._sampler = sampler
         self._generator = np.random.default_rng(seed)
-        self._noise_size = manifest.chunk_length * self.interface.action_size
+        self._noise_size = manifest.graph.noise_width
         self._queue = ChunkQueue(manifest.chunk_length, replan_every)
         self._period_ns = round(self.interface.control_period_s * 1e9)
         self._lockstep = lockstep

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow sampler on ONNX Runtime: observation and noise in, an action chunk out.
+"""A policy on ONNX Runtime: observation and noise in, an action chunk out.
 
 Weights are inputs of the graph, bound once to one flat float32 buffer: changing them is a copy into
 that buffer, a tenth of a millisecond, while a new session would cost tens.
@@ -28,7 +28,7 @@ class Sampler(Protocol):
     """Anything that makes chunks with exchangeable weights."""
 
     def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
-        """Chunk (h, A) for an observation (O,) and noise (h*A,)."""
+        """Chunk (h, A) for an observation (O,) and noise (W,)."""
 
     def load(self, flat: Float32Array) -> None:
         """Take other weights, packed by the artifact's ``WeightLayout``."""
@@ -84,11 +84,10 @@ class OnnxSampler:
         self.layout = WeightLayout(manifest.graph.weight_shapes)
         self._session = _session(artifact.onnx_bytes, threads)
         self._flat = _aligned(self.layout.size)
-        size = manifest.chunk_length * manifest.interface.action_size
         self._observation = np.zeros(
             (1, manifest.interface.observation_size), np.float32
         )
-        self._noise = np.zeros((1, size), np.float32)
+        self._noise = np.zeros((1, manifest.graph.noise_width), np.float32)
         self._chunk = np.zeros(
             (1, manifest.chunk_length, manifest.interface.action_size), np.float32
         )
@@ -113,11 +112,11 @@ class OnnxSampler:
         self._flat[:] = flat
 
     def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
-        """Integrate the flow from noise to an action chunk.
+        """Turn an observation and noise into an action chunk.
 
         Args:
             observation: (O,), as the robot interface scales it.
-            noise: (h*A,), standard normal.
+            noise: (W,), standard normal.
 
         Returns:
             (h, A) in [-1, 1], a new array.
@@ -131,7 +130,7 @@ class OnnxSampler:
     def sample_all(
         self, observations: Float32Array, noise: Float32Array
     ) -> Float32Array:
-        """Chunks (n, h, A) for observations (n, O) and noise (n, h*A), one by one."""
+        """Chunks (n, h, A) for observations (n, O) and noise (n, W), one by one."""
         return np.stack(
             [self.sample(s, z) for s, z in zip(observations, noise, strict=True)]
         )

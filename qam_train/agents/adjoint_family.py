@@ -67,6 +67,7 @@ class FlowPairAgent(Agent[C, QAMNoise]):
     averages: ClassVar = {"target_critic": "critic", "target_slow": "slow"}
     policy_net: ClassVar[str] = "fast"
     behaviour_nets = ("slow", "target_slow", "fast")
+    cloned_net = "slow"
 
     @classmethod
     def draw_nets(

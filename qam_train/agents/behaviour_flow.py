@@ -43,6 +43,7 @@ class BehaviourFlowAgent(Agent[C, FlowActorNoise]):
 
     policy_net: ClassVar[str] = "flow"
     behaviour_nets: ClassVar[tuple[str, ...]] = ("flow",)
+    cloned_net: ClassVar[str | None] = "flow"
 
     @classmethod
     def draw_nets(

@@ -36,6 +36,7 @@ class FAWACAgent(BehaviourFlowAgent[FAWACConfig]):
     """Critic, state value, one flow."""
 
     algorithm = "fawac"
+    cloned_net = None  # the flow is the policy itself
 
     @classmethod
     def draw_nets(

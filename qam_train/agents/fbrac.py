@@ -33,6 +33,7 @@ class FBRACAgent(BehaviourFlowAgent[FBRACConfig]):
     """Critic and one flow."""
 
     algorithm = "fbrac"
+    cloned_net = None  # the flow is the policy itself
 
     def loss(self, batch: ChunkBatch, noise: FlowActorNoise) -> tuple[Tensor, Metrics]:
         """Critic, flow matching, and -mean Q(s, flow(s, z)) / alpha.

@@ -42,6 +42,7 @@ class Critic:
         parts = {"observation": sizes.observation, "action": sizes.flat}
         parts |= {"time": 1} if timed else {}
         self._build = build
+        self._timed = timed
         self._net = take_net(build, prefix, "critic", parts, 1)
         self._of_s = part(build, self._net, "observation", s)  # (E, 1, width)
         self._bias: dict[float, str] = {}
@@ -66,6 +67,7 @@ class Critic:
         return build.mean(g, 0, keepdims=False)  # (R, D)
 
     def _first(self, a: str, t: float) -> str:
+        t = t if self._timed else 0.0
         if t not in self._bias:
             self._bias[t] = at_time(self._build, self._net, self._of_s, t)
         return part(self._build, self._net, "action", a, self._bias[t])

@@ -151,8 +151,13 @@ def gelu(build: Builder, x: str) -> str:
 
 
 def mish(build: Builder, x: str) -> str:
-    """Z tanh(softplus(z)), of operators that every engine knows."""
-    return build.mul(x, build.op("Tanh", [build.op("Softplus", [x])]))
+    """Z tanh(softplus(z)) = z n / (n + 2), n = e^z (e^z + 2): one exponential, no slow Softplus.
+
+    In float32 the fraction is 1 above 20, and the result 0 below -80.
+    """
+    power = build.op("Exp", [build.clip(x, -80.0, 20.0)])
+    n = build.mul(power, build.add(power, 2.0))
+    return build.mul(x, build.div(n, build.add(n, 2.0)))
 
 
 def activate(

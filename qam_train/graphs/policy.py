@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from qam_ros.contract.artifact import GraphSignature, TensorSpec
 from qam_ros.contract.weights import Weights
 from qam_train.deployment import (
     BestOf,
@@ -53,23 +54,39 @@ DRAWS: Mapping[type[Single], Draw] = MappingProxyType(
 
 
 @dataclass(frozen=True, eq=False)
-class PolicyGraph:
-    """A policy graph and its inputs.
+class Policy:
+    """A policy graph and its inputs, ready for an artifact.
 
     Attributes:
         onnx: the serialised model: no external data, no constant that depends on the weights.
         weights: statistics and weights by name, the inputs after observation and noise, in order.
+        head: how a chunk is made.
+        steps: of the sampler.
         noise_width: W, numbers of noise per chunk.
+        sizes: of observation, action and chunk.
     """
 
     onnx: bytes
     weights: Weights
+    head: str
+    steps: int
     noise_width: int
+    sizes: PolicySizes
+
+    @property
+    def signature(self) -> GraphSignature:
+        """Inputs and outputs of the graph."""
+        sizes = self.sizes
+        inputs = (
+            TensorSpec("observation", (1, sizes.observation)),
+            TensorSpec("noise", (1, self.noise_width)),
+            *(TensorSpec(name, value.shape) for name, value in self.weights.items()),
+        )
+        chunk = TensorSpec("chunk", (1, sizes.chunk, sizes.action))
+        return GraphSignature(inputs, (chunk,))
 
 
-def build_policy_graph(
-    policy: Deployment, nets: Nets, sizes: PolicySizes
-) -> PolicyGraph:
+def build_graph(plan: Deployment, nets: Nets, sizes: PolicySizes) -> Policy:
     """Write the graph of a policy.
 
     Inputs: observation (1, O), noise (1, W), observation_mean (O,), observation_std (O,), then one
@@ -77,38 +94,39 @@ def build_policy_graph(
     the model.
 
     Args:
-        policy: what is computed.
+        plan: what is computed.
         nets: statistics, and the tensors of all nets that the policy reads.
         sizes: sizes of the policy.
 
     Raises:
         ArtifactError: a tensor is missing or does not fit the sizes.
     """
-    build = _written(policy, nets, sizes)
-    width = policy.noise_width(sizes.flat)
-    return PolicyGraph(build.serialised(width), build.weights, width)
+    build = _written(plan, nets, sizes)
+    width = plan.noise_width(sizes.flat)
+    model = build.serialised(width)
+    return Policy(model, build.weights, plan.head, plan.steps, width, sizes)
 
 
-def graph_weights(policy: Deployment, nets: Nets, sizes: PolicySizes) -> Weights:
-    """Weights as build_policy_graph gives them, for a graph that is there already."""
-    return _written(policy, nets, sizes).weights
+def graph_weights(plan: Deployment, nets: Nets, sizes: PolicySizes) -> Weights:
+    """Weights as build_graph gives them, for a graph that is there already."""
+    return _written(plan, nets, sizes).weights
 
 
-def _written(policy: Deployment, nets: Nets, sizes: PolicySizes) -> Builder:
+def _written(plan: Deployment, nets: Nets, sizes: PolicySizes) -> Builder:
     build = Builder(nets, sizes)
     mean, std = build.statistics()
     s = build.div(build.sub("observation", mean), std)
-    chunk = _chunk(build, policy, s)
+    chunk = _chunk(build, plan, s)
     build.reshape(chunk, [1, sizes.chunk, sizes.action], "chunk")
     return build
 
 
-def _chunk(build: Builder, policy: Deployment, s: str) -> str:
+def _chunk(build: Builder, plan: Deployment, s: str) -> str:
     """Flat chunk (1, D)."""
-    if not isinstance(policy, BestOf):
-        return DRAWS[type(policy)](build, policy, s, "noise")
-    one, count = policy.policy, policy.candidates
+    if not isinstance(plan, BestOf):
+        return DRAWS[type(plan)](build, plan, s, "noise")
+    one, count = plan.policy, plan.candidates
     noise = build.reshape("noise", [count, one.noise_width(build.sizes.flat)])
     candidates = DRAWS[type(one)](build, one, s, noise)
-    critic = Critic(build, policy.critic, s, timed=policy.told is not None)
-    return choose(build, critic, candidates, count, policy.score, policy.told or 0.0)
+    critic = Critic(build, plan.critic, s, timed=plan.told is not None)
+    return choose(build, critic, candidates, count, plan.score, plan.told or 0.0)

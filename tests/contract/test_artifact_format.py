@@ -176,7 +176,7 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
         lambda sample: {
             "manifest": dataclasses.replace(sample.manifest, chunk_length=5)
         },
-        r"chunks of 5 needs .*'noise': \(1, 15\)",
+        r"chunks of 5 needs .*'chunk': \(1, 5, 3\)",
     ),
     "inputs in another order": (
         _graph(inputs=(TensorSpec("noise", (1, 6)), TensorSpec("observation", (1, 4)))),

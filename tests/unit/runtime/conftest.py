@@ -10,15 +10,15 @@ from qam_ros.contract.artifact import (
     Artifact,
     ArtifactManifest,
     Golden,
-    GraphSignature,
-    TensorSpec,
 )
 from qam_ros.contract.interface import read_interface
 from qam_ros.contract.messages import ActionProposal, EpisodeEvent, EpisodeKind
 from qam_ros.runtime.guard_config import guard_config
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_train.policy_graph import PolicySizes, build_policy_graph, split_first_layer
+from qam_train.deployment import FlowPolicy
+from qam_train.graphs.builder import PolicySizes
+from qam_train.graphs.policy import build_graph
 
 POSE = {"topic": "pose", "type": "geometry_msgs/msg/PoseStamped"}
 TWIST = {"topic": "cmd_vel", "type": "geometry_msgs/msg/TwistStamped"}
@@ -184,25 +184,17 @@ def make_proposal(number, at_ns, action, **changes):
 def make_artifact(interface, *, chunk=3, width=16, seed=0, version=1):
     """A policy with random weights whose golden chunks are ONNX Runtime's own."""
     generator = np.random.default_rng(seed)
-    sizes = PolicySizes(interface.observation_size, interface.action_size, chunk, 4)
+    sizes = PolicySizes(interface.observation_size, interface.action_size, chunk)
     shapes = [sizes.observation + sizes.flat + 1, width, sizes.flat]
-    net = {}
-    for layer, (rows, columns) in enumerate(itertools.pairwise(shapes)):
-        weight = generator.normal(size=(rows, columns)) / np.sqrt(rows)
-        net[f"{layer}/weight"] = weight.astype(np.float32)
-        net[f"{layer}/bias"] = np.zeros(columns, dtype=np.float32)
-    parts = split_first_layer(net, sizes)
-    weights = {
+    nets = {
         "observation_mean": np.zeros(sizes.observation, dtype=np.float32),
         "observation_std": np.ones(sizes.observation, dtype=np.float32),
-        **parts,
     }
-    inputs = [
-        TensorSpec("observation", (1, sizes.observation)),
-        TensorSpec("noise", (1, sizes.flat)),
-        *(TensorSpec(name, value.shape) for name, value in weights.items()),
-    ]
-    output = TensorSpec("chunk", (1, chunk, sizes.action))
+    for layer, (rows, columns) in enumerate(itertools.pairwise(shapes)):
+        weight = generator.normal(size=(rows, columns)) / np.sqrt(rows)
+        nets[f"flow/{layer}/weight"] = weight.astype(np.float32)
+        nets[f"flow/{layer}/bias"] = np.zeros(columns, dtype=np.float32)
+    policy = build_graph(FlowPolicy("flow", 4), nets, sizes)
     manifest = ArtifactManifest(
         interface=interface,
         algorithm="qam",
@@ -214,16 +206,16 @@ def make_artifact(interface, *, chunk=3, width=16, seed=0, version=1):
         run_id="test",
         commit="none",
         dataset_hash="none",
-        graph=GraphSignature(tuple(inputs), (output,)),
+        graph=policy.signature,
         tolerance=1e-5,
     )
     observations = generator.normal(size=(64, sizes.observation)).astype(np.float32)
     noise = generator.normal(size=(64, sizes.flat)).astype(np.float32)
     empty = np.zeros((64, chunk, sizes.action), dtype=np.float32)
-    graph = build_policy_graph(parts, sizes)
-    artifact = Artifact(manifest, graph, weights, Golden(observations, noise, empty))
+    graph = manifest, policy.onnx, policy.weights
+    artifact = Artifact(*graph, Golden(observations, noise, empty))
     chunks = OnnxSampler(artifact).sample_all(observations, noise)
-    return Artifact(manifest, graph, weights, Golden(observations, noise, chunks))
+    return Artifact(*graph, Golden(observations, noise, chunks))
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def test_parts_come_in_any_order_and_repeatedly(artifact):
     [
         ({"part": 7, "parts": 7}, "part 7 of 7"),
         ({"parts": 100_000}, "at most 4096"),
-        ({"total_size": 10**9}, "at most 67108864"),
+        ({"total_size": 10**9}, "at most 268435456"),
         ({"total_size": 5}, "size 5 bytes"),
     ],
 )
