@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    MaxNLocator,
+    StrMethodFormatter,
+)
 
 from qam_train.metrics import STEP, read_metrics
 from qam_train.report.style import BLUE, ORANGE, VERMILION, new_grid
@@ -104,7 +109,7 @@ def trust_region_figure(scores: Scores, tasks: Sequence[Task]) -> Figure | None:
             panel.set_xlim(left=0)
             panel.xaxis.set_major_locator(MaxNLocator(3))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            panel.tick_params(labelsize=8.5)
+            panel.tick_params(which="both", labelsize=8.5)
             if any(trace.place.max() > start for trace in many):
                 panel.axvline(start, color="#444444", linestyle=":", linewidth=1.2)
     _same_scale(axes[:columns])
@@ -124,16 +129,25 @@ def _most_lines(axes: Sequence[Axes]) -> int:
     return counts.index(max(counts))
 
 
-def _kl_panel(panel: Axes, many: Sequence[Trace]) -> None:
+def _plain_log(panel: Axes) -> None:
+    """A logarithmic axis with plain numbers, also where it spans less than a decade."""
     panel.set_yscale("log")
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    panel.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _kl_panel(panel: Axes, many: Sequence[Trace]) -> None:
+    _plain_log(panel)
+    followed = any(np.isfinite(trace.values[AVERAGE]).any() for trace in many)
     for number, trace in enumerate(many):
         first = number == 0
         panel.plot(
             trace.place,
             trace.values[ESTIMATE],
             color=ORANGE,
-            alpha=0.4,
-            linewidth=0.7,
+            alpha=0.4 if followed else 0.8,
+            linewidth=0.7 if followed else 1.0,
             label="estimate of one batch" if first else None,
         )
         if np.isfinite(trace.values[AVERAGE]).any():
@@ -158,7 +172,7 @@ def _kl_panel(panel: Axes, many: Sequence[Trace]) -> None:
 
 def _lambda_panel(panel: Axes, many: Sequence[Trace]) -> None:
     """Lambda, or 1 / tau where the temperature is fixed: the same loss up to a factor."""
-    panel.set_yscale("log")
+    _plain_log(panel)
     for trace in many:
         panel.plot(trace.place, trace.values[LAMBDA], color=VERMILION, linewidth=1.3)
     if not np.isfinite(many[0].values[AVERAGE]).any():
