@@ -54,7 +54,8 @@ def clone_behaviour(
         NonFiniteError: cloning diverged.
         CheckpointError: the stored clone is damaged.
     """
-    identity = _identity(config, trainer.dataset.rewards.device.type)
+    device = trainer.dataset.rewards.device.type
+    identity = _identity(config, data.sha256, device)
     folder = out / config.protocol / "behaviour" / _hash(identity)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
@@ -67,7 +68,7 @@ def clone_behaviour(
         return _evaluation(trainer, config, rollouts, folder)
 
 
-def _identity(config: CellConfig, device: str) -> dict[str, Any]:
+def _identity(config: CellConfig, dataset: str, device: str) -> dict[str, Any]:
     """Everything a clone depends on; generators of a GPU and a CPU have different states."""
     return {
         "protocol": config.protocol,
@@ -75,6 +76,7 @@ def _identity(config: CellConfig, device: str) -> dict[str, Any]:
         "seed": config.seed,
         "world": config.world,
         "data": {k: v for k, v in to_mapping(config.data).items() if k != "sparse"},
+        "dataset": dataset,
         "stage": to_mapping(config.behaviour),
         "agent": to_mapping(clone_settings(config.agent)),
         "standardise": config.standardise,

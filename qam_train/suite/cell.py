@@ -129,7 +129,7 @@ class _Cell:
                 sparse=config.data.sparse,
                 max_episode_steps=config.max_episode_steps,
             )
-            self._check_sizes()
+            self._check_data()
             if self.phase == OFFLINE:
                 agent = self._offline()
                 self.held = None
@@ -140,13 +140,21 @@ class _Cell:
                 self._online(agent, self.held)
             return self._finish()
 
-    def _check_sizes(self) -> None:
+    def _check_data(self) -> None:
         found = self.data.at(0).observation_size
         expected = self.rollouts.observation_size
         if found != expected:
             raise DatasetError(
                 f"{self.data.files[0]}: observations have {found} numbers, world "
                 f"'{self.config.world}' gives {expected}; give a dataset of this world"
+            )
+        if self.held is None:
+            return
+        before = self.held.metadata["dataset_hash"]
+        if before != self.data.sha256:
+            raise DatasetError(
+                f"{self.data.files[0]}: sha256 of its rows is {self.data.sha256}, the cell began with "
+                f"{before}; bring that dataset back, or remove {self.folder.path}"
             )
 
     def _offline(self) -> Agent:
@@ -220,7 +228,9 @@ class _Cell:
         }
         directory = self.folder.checkpoints
         write_checkpoint(
-            checkpoint_path(directory, step), tensors, metadata | {"suite": suite}
+            checkpoint_path(directory, step),
+            tensors,
+            {**metadata, "suite": suite, "dataset_hash": self.data.sha256},
         )
         for path in checkpoints(directory)[:-1]:
             if path != checkpoint_path(directory, self.config.offline_updates):
@@ -235,6 +245,7 @@ class _Cell:
             "success_by_phase": last,
             "evaluations": len(self.rows),
             "seconds": self.reporter.seconds,
+            "dataset_hash": self.data.sha256,
             "device": device_name(self.device),
             "versions": {
                 "python": platform.python_version(),

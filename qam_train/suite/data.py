@@ -28,6 +28,10 @@ class CellData:
         root: folder of all datasets, <root>/<name>.
         device: where the rows live.
 
+    Attributes:
+        files: dataset directories, in order.
+        sha256: of the first file's rows.
+
     Raises:
         ConfigError: there is no such dataset, or it has fewer files than the cell asks for.
         DatasetError: damaged, or of another world.
@@ -39,6 +43,7 @@ class CellData:
         self._config = config
         self._device = device
         self.files = dataset_files(config.data, root)
+        self.sha256 = read_dataset_manifest(self.files[0]).sha256
         self._index = -1
         self._rows: FlatDataset | None = None
         self.at(0)

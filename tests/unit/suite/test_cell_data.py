@@ -2,6 +2,7 @@
 """What a cell learns from: labels, clipping, files that replace each other, the shared clone."""
 
 import dataclasses
+import shutil
 import subprocess
 import time
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from qam_ros.contract.dataset import read_dataset
-from qam_ros.contract.errors import ConfigError
+from qam_ros.contract.errors import ConfigError, DatasetError
 from qam_train.agents.registry import METHODS
 from qam_train.checkpoint import checkpoints, read_checkpoint
 from qam_train.suite.cell import run_cell
@@ -55,6 +56,21 @@ def test_files_replace_each_other_in_a_ring(tiny_cell, tiny_data):
 def test_a_folder_with_too_few_files_is_refused(tiny_cell, tiny_data):
     with pytest.raises(ConfigError, match="expected 3 dataset"):
         CellData(tiny_cell(data=DataConfig("many", files=3)), tiny_data)
+
+
+def test_a_cell_does_not_go_on_with_another_dataset_of_the_same_name(
+    tiny_cell, tiny_settings, tiny_data, tmp_path
+):
+    cell = tiny_cell(online_steps=0)
+    run_cell(cell, tiny_settings)
+    folder = CellFolder(tiny_settings.out / cell.folder)
+    (folder.path / "done.json").unlink()  # as if it had been killed at its end
+    shutil.copytree(tiny_data / "many" / "001", tmp_path / "data" / "one")
+    other = dataclasses.replace(tiny_settings, data=tmp_path / "data")
+    with pytest.raises(DatasetError, match="the cell began with"):
+        run_cell(cell, other)
+    run_cell(cell, tiny_settings)
+    assert folder.done is not None
 
 
 def test_replaced_files_change_what_is_learnt_offline_and_online(
