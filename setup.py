@@ -37,6 +37,8 @@ setup(
         shared("config", "*.yaml", "*.xml"),
         shared("config/robot", "*.yaml"),
         shared("config/bringup", "*.yaml"),
+        shared("config/suite", "*.yaml"),
+        shared("config/suite/reference", "*.csv", "*.md"),
     ],
     # What the robot side needs; ROS 2 itself comes sourced, or from the extra `ros`.
     install_requires=[
@@ -116,6 +118,7 @@ setup(
             "export = qam_train.export:command",
             "finetune = qam_train.loops.online:command",
             "parity = qam_train.cli:parity",
+            "suite = qam_train.suite.command:command",
             "train = qam_train.cli:train",
         ],
     },
