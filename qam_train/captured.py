@@ -131,24 +131,24 @@ class CapturedUpdates:
 
     def launch(self, rates: Sequence[float]) -> None:
         """Start one update per learning rate; on a device this does not wait for them."""
+        if self._recorder is None:
+            self._run(rates)
+            return
         for first in range(0, len(rates), self._k):
-            self._launch_block(rates[first : first + self._k])
+            self._launch_block(rates[first : first + self._k], self._recorder)
 
     def settle(self) -> Outcome:
         """Wait for what was launched since the last call and say how it went."""
         assert self._watch is not None, "settle() before launch()"
         return self._watch.read()
 
-    def _launch_block(self, rates: Sequence[float]) -> None:
-        if self._recorder is None:
-            self._run(rates)
-            return
+    def _launch_block(self, rates: Sequence[float], recorder: Recorder) -> None:
         self._send(rates)
         if self._watch is None or len(rates) < self._k:
-            self._recorder.run(lambda: self._run(self._rates[: len(rates)].unbind()))
+            recorder.run(lambda: self._run(self._rates[: len(rates)].unbind()))
             return
         if self._replay is None:
-            self._replay = self._recorder.record(
+            self._replay = recorder.record(
                 lambda: self._run(self._rates.unbind()), self._generator
             )
         self._replay()
