@@ -19,6 +19,7 @@ from qam_ros.contract.artifact import GraphSignature
 from qam_ros.contract.errors import ArtifactError
 from qam_ros.contract.weights import Weights
 from qam_train.agents.base import Agent
+from qam_train.agents.common import Normaliser
 from qam_train.agents.flow_bc import FlowBCAgent
 from qam_train.agents.registry import find_method
 from qam_train.deployment import BestOf, Deployment
@@ -73,6 +74,22 @@ def policy_chunks(
     """
     chunks = agent.act(tensor(agent, observations), action_noise(agent, noise))
     return chunks.cpu().float().numpy()
+
+
+def in_double(agent: AnyAgent) -> AnyAgent:
+    """A copy of the agent that computes in float64."""
+    parameters = {
+        name: value.detach().double() for name, value in agent.parameters.items()
+    }
+    mean, std = agent.normaliser.mean.double(), agent.normaliser.std.double()
+    return type(agent)(agent.config, parameters, Normaliser(mean, std))
+
+
+def rounding(agent: AnyAgent, observations: Float32Array, noise: Float32Array) -> float:
+    """Largest difference between the agent's own chunks and those it gives in float64."""
+    own = policy_chunks(agent, observations, noise)
+    exact = policy_chunks(in_double(agent), observations, noise)
+    return float(np.abs(own - exact).max())
 
 
 def tensor(agent: AnyAgent, values: Float32Array) -> Tensor:

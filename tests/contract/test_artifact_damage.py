@@ -207,6 +207,17 @@ def test_oversize_member_is_refused(
         read_artifact(path)
 
 
+def test_weights_may_be_larger_than_the_other_files(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {name: len(content) for name, content in contents(data).items()}
+    largest = max(size for name, size in sizes.items() if "weights" not in name)
+    monkeypatch.setattr(module, "MAX_MEMBER_BYTES", largest)
+    monkeypatch.setattr(module, "MAX_WEIGHT_BYTES", sizes["weights.safetensors"] - 1)
+    with pytest.raises(ArtifactError, match=r"weights.safetensors: \d+ bytes, at most"):
+        read_artifact(data / "artifact_v1")
+
+
 def test_oversize_golden_arrays_are_refused(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

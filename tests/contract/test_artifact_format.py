@@ -92,6 +92,21 @@ def test_artifact_survives_writing_and_reading(
         )
 
 
+@pytest.mark.parametrize(
+    ("head", "width"), [("edited_flow", 12), ("best_of_diffusion", 600)]
+)
+def test_other_heads_and_widths_of_noise_survive_writing_and_reading(
+    tmp_path: Path, sample: Artifact, head: str, width: int
+) -> None:
+    changes = _noise((1, width))(sample)
+    manifest = dataclasses.replace(changes["manifest"], head=head)
+    golden = dataclasses.replace(sample.golden, noise=np.ones((64, width), np.float32))
+    rewrite(tmp_path / "a.zip", sample, manifest=manifest, golden=golden)
+    again = read_artifact(tmp_path / "a.zip")
+    assert (again.manifest.head, again.manifest.graph.noise_width) == (head, width)
+    np.testing.assert_array_equal(again.golden.noise, golden.noise)
+
+
 def test_zip_files_of_equal_contents_are_equal(
     tmp_path: Path, sample: Artifact
 ) -> None:
@@ -143,6 +158,15 @@ def _graph(**changes: Any) -> Change:
     return change
 
 
+def _noise(shape: tuple[int, ...]) -> Change:
+    def change(sample: Artifact) -> dict[str, Any]:
+        first, _, *rest = sample.manifest.graph.inputs
+        inputs = (first, TensorSpec("noise", shape), *rest)
+        return _graph(inputs=inputs)(sample)
+
+    return change
+
+
 CONTRADICTIONS: dict[str, tuple[Change, str]] = {
     "weight of another shape": (
         _weights(gain=np.zeros((6, 4), np.float32)),
@@ -177,6 +201,19 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
             "manifest": dataclasses.replace(sample.manifest, chunk_length=5)
         },
         r"chunks of 5 needs .*'chunk': \(1, 5, 3\)",
+    ),
+    "head that is not known": (
+        lambda sample: {"manifest": dataclasses.replace(sample.manifest, head="folw")},
+        r"head 'folw' is not known; did you mean 'flow'",
+    ),
+    "more noise than a chunk may take": (
+        _noise((1, 65_537)),
+        r"noise of shape \(1, 65537\), expected \(1, 1\) to \(1, 65536\)",
+    ),
+    "noise of two chunks": (_noise((2, 6)), r"noise of shape \(2, 6\), expected"),
+    "probes with less noise than the graph takes": (
+        _noise((1, 12)),
+        r"'noise' has shape \(64, 6\), expected \(64, 12\)",
     ),
     "inputs in another order": (
         _graph(inputs=(TensorSpec("noise", (1, 6)), TensorSpec("observation", (1, 4)))),

@@ -7,7 +7,7 @@ import torch
 
 from qam_ros.contract.artifact import read_artifact
 from qam_ros.contract.dataset import write_dataset
-from qam_ros.contract.errors import ArtifactError
+from qam_ros.contract.errors import ArtifactError, ConfigError
 from qam_ros.contract.interface import find_robot, load_interface
 from qam_ros.runtime.sampler import OnnxSampler
 from qam_train.agents.restore import agent_metadata, agent_tensors
@@ -152,3 +152,37 @@ def test_command_exports_the_newest_checkpoint_of_a_run(
     assert read_artifact(out).manifest.run_id == "run"
     with pytest.raises(ArtifactError, match="already exists"):
         command(arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "algorithm", "head", "noise"),
+    [
+        (["--best-of", "4", "--critics", "1"], "qam", "best_of_flow", 24),
+        (["--best-of", "1"], "qam", "flow", 6),
+        (["--actor", "behaviour"], "flow_bc", "flow", 6),
+    ],
+)
+def test_command_exports_what_is_asked_for(
+    words, algorithm, head, noise, agent, interface, dataset, tmp_path, capsys
+):
+    write_dataset(tmp_path / "data", dataset, interface, {})
+    path = checkpoint_path(tmp_path, 1)
+    write_checkpoint(path, agent_tensors(agent), agent_metadata(agent))
+    places = ["--dataset", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert command([str(path), *places, *words]) == 0
+    assert f"{algorithm}, head {head}" in capsys.readouterr().out
+    manifest = read_artifact(tmp_path / "out").manifest
+    assert (manifest.algorithm, manifest.head) == (algorithm, head)
+    assert manifest.graph.noise_width == noise
+
+
+def test_command_names_choices_that_cannot_be(agent, interface, dataset, tmp_path):
+    write_dataset(tmp_path / "data", dataset, interface, {})
+    path = checkpoint_path(tmp_path, 1)
+    write_checkpoint(path, agent_tensors(agent), agent_metadata(agent))
+    places = ["--dataset", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    with pytest.raises(ArtifactError, match="3 critics asked for, its policy asks 2"):
+        command([str(path), *places, "--best-of", "4", "--critics", "3"])
+    with pytest.raises(ConfigError, match="best_of: expected a positive number, got 0"):
+        command([str(path), *places, "--best-of", "0"])
+    assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from qam_ros.contract.messages import ActionProposal, EpisodeEvent, EpisodeKind
 from qam_ros.runtime.guard_config import guard_config
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_train.deployment import FlowPolicy
+from qam_train.deployment import BestOf, FlowPolicy
 from qam_train.graphs.builder import PolicySizes
 from qam_train.graphs.policy import build_graph
 
@@ -181,8 +181,11 @@ def make_proposal(number, at_ns, action, **changes):
     return ActionProposal(**(fields | changes))
 
 
-def make_artifact(interface, *, chunk=3, width=16, seed=0, version=1):
-    """A policy with random weights whose golden chunks are ONNX Runtime's own."""
+def make_artifact(interface, *, chunk=3, width=16, seed=0, version=1, candidates=1):
+    """A policy with random weights whose golden chunks are ONNX Runtime's own.
+
+    Of several candidates a critic ensemble chooses one.
+    """
     generator = np.random.default_rng(seed)
     sizes = PolicySizes(interface.observation_size, interface.action_size, chunk)
     shapes = [sizes.observation + sizes.flat + 1, width, sizes.flat]
@@ -194,12 +197,19 @@ def make_artifact(interface, *, chunk=3, width=16, seed=0, version=1):
         weight = generator.normal(size=(rows, columns)) / np.sqrt(rows)
         nets[f"flow/{layer}/weight"] = weight.astype(np.float32)
         nets[f"flow/{layer}/bias"] = np.zeros(columns, dtype=np.float32)
-    policy = build_graph(FlowPolicy("flow", 4), nets, sizes)
+    plan = FlowPolicy("flow", 4)
+    if candidates > 1:
+        rows = sizes.observation + sizes.flat
+        weight = generator.normal(size=(2, rows, 1)) / np.sqrt(rows)
+        nets["critic/0/weight"] = weight.astype(np.float32)
+        nets["critic/0/bias"] = np.zeros((2, 1), dtype=np.float32)
+        plan = BestOf(plan, candidates, "critic")
+    policy = build_graph(plan, nets, sizes)
     manifest = ArtifactManifest(
         interface=interface,
         algorithm="qam",
-        head="flow",
-        flow_steps=4,
+        head=policy.head,
+        flow_steps=policy.steps,
         chunk_length=chunk,
         policy_version=version,
         parent_version=0,
@@ -210,7 +220,7 @@ def make_artifact(interface, *, chunk=3, width=16, seed=0, version=1):
         tolerance=1e-5,
     )
     observations = generator.normal(size=(64, sizes.observation)).astype(np.float32)
-    noise = generator.normal(size=(64, sizes.flat)).astype(np.float32)
+    noise = generator.normal(size=(64, policy.noise_width)).astype(np.float32)
     empty = np.zeros((64, chunk, sizes.action), dtype=np.float32)
     graph = manifest, policy.onnx, policy.weights
     artifact = Artifact(*graph, Golden(observations, noise, empty))

@@ -63,6 +63,19 @@ def test_the_chunk_is_that_of_the_sampler_for_the_logged_seed(rig, artifact):
         assert row.tobytes() == proposal.action.tobytes()
 
 
+def test_as_much_noise_is_drawn_as_the_graph_takes(helpers, interface):
+    artifact = helpers.artifact(interface, candidates=4)
+    assert artifact.manifest.graph.noise_width == 60
+    noise = np.random.default_rng(7).standard_normal(120, dtype=np.float32)
+    rig = Rig(helpers, artifact).event()
+    proposals = [rig.tick() for _ in range(6)]
+    for start, first in ((0, proposals[0]), (60, proposals[3])):
+        chunk = OnnxSampler(artifact).sample(
+            first.observation, noise[start : start + 60]
+        )
+        assert chunk[0].tobytes() == first.action.tobytes()
+
+
 def test_replanning_uses_the_first_actions_of_each_chunk(helpers, artifact):
     rig = Rig(helpers, artifact, replan_every=2).event()
     assert [rig.tick().chunk_index for _ in range(5)] == [0, 1, 0, 1, 0]

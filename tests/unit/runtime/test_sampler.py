@@ -198,6 +198,31 @@ def test_broken_graphs_and_shapes_are_refused():
     refuse(model, "too large", signature([("x", (1, 4))], [("y", (1, 1))]))
 
 
+@pytest.mark.parametrize("source", ["x", "copy"])
+def test_only_a_transposed_input_may_be_large(source):
+    """A transposed weight is as large as the weight; a transposed intermediate is not bounded so."""
+    shape = [1024, 4096]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "xy")
+    y.type.tensor_type.shape.dim[0].dim_value = 1
+    y.type.tensor_type.shape.dim[1].dim_value = 1
+    axes = onnx.numpy_helper.from_array(np.array([0, 1], np.int64), "axes")
+    nodes = [
+        helper.make_node("Identity", ["x"], ["copy"]),
+        helper.make_node("Transpose", [source], ["t"]),
+        helper.make_node("ReduceMean", ["t", "axes"], ["y"], keepdims=1),
+    ]
+    graph = helper.make_graph(
+        nodes if source == "copy" else nodes[1:], "g", [x], [y], [axes]
+    )
+    imports = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
+    expected = signature([("x", shape)], [("y", (1, 1))])
+    if source == "x":
+        check_onnx(model.SerializeToString(), expected)
+    else:
+        refuse(model, "too large", expected)
+
+
 def test_a_graph_that_onnx_runtime_refuses_is_named(artifact, monkeypatch):
     import onnxruntime
 
