@@ -283,10 +283,14 @@ class Run:
 
 
 def advance(tasks: Sequence[Task]) -> None:
-    """Some updates of each task: all are launched before the first is waited for."""
-    for task in tasks:
-        with task.turn():
-            task.trainer.launch(min(BLOCK, task.left))
+    """Some updates of each task, launched in turns so that their kernels run side by side."""
+    blocks = [min(BLOCK, task.left) for task in tasks]
+    stride = tasks[0].trainer.stride
+    for first in range(0, BLOCK, stride):
+        for task, block in zip(tasks, blocks, strict=True):
+            if first < block:
+                with task.turn():
+                    task.trainer.launch(min(stride, block - first))
     for task in tasks:
         with task.turn():
             task.trainer.settle()

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from qam_train.agents.registry import METHODS
 from qam_train.captured import CapturedUpdates, recorder_for
+from qam_train.checkpoint import read_checkpoint, write_checkpoint
 from qam_train.data.dataset import FlatDataset
-from qam_train.offline_trainer import OfflineTrainer
+from qam_train.offline_trainer import NonFiniteError, OfflineTrainer
 
 aten = torch.ops.aten
 TO_HOST = {  # their result, or its size, is only known to the host after the device has finished
@@ -270,3 +271,96 @@ def test_the_recorder_of_these_tests_refuses_tensors_that_name_no_device():
 
 def test_on_the_cpu_nothing_is_recorded():
     assert recorder_for(torch.device("cpu")) is None
+
+
+@pytest.fixture
+def gpu_data(contract_data):
+    return FlatDataset.from_contract(contract_data(400), "cuda")
+
+
+def _gpu_pair(small_config, data, name):
+    agents = [_agent(small_config, data, name) for _ in range(2)]
+    generators = [torch.Generator("cuda").manual_seed(3) for _ in range(2)]
+    return zip(agents, generators, strict=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_gpu_a_graph_equals_the_plain_loop_and_never_waits(
+    small_config, gpu_data, name
+):
+    """Tolerance: a graph may choose other matrix kernels, and rounding grows over 12 updates."""
+    (ours, our_draws), (reference, draws) = _gpu_pair(small_config, gpu_data, name)
+    recorder = recorder_for(gpu_data.rewards.device)
+    captured = _captured(ours, gpu_data, our_draws, recorder)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        captured.launch(RATES * 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    metrics = _plain(reference, gpu_data, draws, RATES * 4)
+    assert torch.equal(our_draws.get_state(), draws.get_state())
+    kept = reference.state_dict()
+    for key, value in ours.state_dict().items():
+        torch.testing.assert_close(value, kept[key], rtol=1e-3, atol=1e-5, msg=key)
+    outcome = captured.settle()
+    assert outcome.failed_after is None
+    assert list(outcome.metrics) == list(metrics)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_trainer_goes_through_both_stages_other_rows_and_a_checkpoint(
+    small_config, gpu_data, tmp_path
+):
+    config = small_config("trqam", behaviour={"updates": 25}, offline={"updates": 60})
+    trainer = OfflineTrainer(config, gpu_data)
+    assert trainer.stride == 10
+    for count in (25, 20):
+        trainer.update(count)
+    write_checkpoint(tmp_path / "held.safetensors", *trainer.checkpoint())
+    for shift in (1.0, 2.0):
+        trainer.dataset = _other_rows(gpu_data, shift)
+        trainer.update(20)
+    assert trainer.complete
+    again = OfflineTrainer(config, gpu_data)
+    again.restore(read_checkpoint(tmp_path / "held.safetensors"))
+    for shift in (1.0, 2.0):
+        again.dataset = _other_rows(gpu_data, shift)
+        again.update(20)
+    ours, reference = trainer.agent.state_dict(), again.agent.state_dict()
+    for key, value in ours.items():
+        torch.testing.assert_close(value, reference[key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_two_agents_on_two_streams_do_not_disturb_each_other(
+    small_config, gpu_data
+):
+    config = small_config("qam", behaviour={"updates": 0}, offline={"updates": 60})
+    alone, first, second = (OfflineTrainer(config, gpu_data) for _ in range(3))
+    alone.update(60)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    for _ in range(3):
+        for trainer, stream in zip((first, second), streams, strict=True):
+            with torch.cuda.stream(stream):
+                trainer.launch(20)
+        for trainer, stream in zip((first, second), streams, strict=True):
+            with torch.cuda.stream(stream):
+                trainer.settle()
+    for trainer in (first, second):
+        for name, value in alone.agent.parameters.items():
+            theirs = trainer.agent.parameters[name]
+            torch.testing.assert_close(theirs, value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_diverging_run_names_its_first_broken_update(small_config, gpu_data):
+    config = small_config("qam", behaviour={"updates": 0}, offline={"updates": 60})
+    trainer = OfflineTrainer(config, gpu_data)
+    trainer.update(30)
+    gpu_data.rewards.fill_(math.inf)
+    with pytest.raises(NonFiniteError, match=r"update 31 .*loss") as caught:
+        trainer.update(30)
+    assert caught.value.details["update"] == 31
