@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,11 @@ def read_expert(path: Path = EXPERT_FILE) -> tuple[AntExpert, dict[str, Any]]:
             f"{ACTIONS} actions; make it anew with tools/train_ant_expert.py"
         )
     return AntExpert(weights), note["training"]
+
+
+def expert_sha256(path: Path = EXPERT_FILE) -> str:
+    """Digest (hex) of an expert's file, for the metadata of what it made."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _sizes(weights: Weights) -> tuple[int, int]:

@@ -23,6 +23,7 @@ import numpy as np
 from qam_ros.contract.columns import Dataset
 from qam_ros.contract.errors import ConfigError, DatasetError
 from qam_ros.runtime.child import end_with_parent
+from sim.ant_expert import expert_sha256
 from sim.episodes import EpisodeMaker
 from sim.labels import LABEL_KEYS, label
 from sim.recipes import Recipe
@@ -36,6 +37,7 @@ from sim.shards import (
     write_shard,
 )
 from sim.store import dataset_of, interface_for, save
+from sim.worlds import world_info
 
 SHARD_EPISODES = 4
 Progress = Callable[[int, int], None]
@@ -187,7 +189,10 @@ def _figures(dataset: Dataset, shard: Shard, recipe: Recipe) -> dict[str, int]:
 
 def generator_settings(recipe: Recipe, seed: int) -> dict[str, Any]:
     """Everything that the rows of a generated dataset depend on, for its metadata."""
-    return {"recipe": recipe.settings(), "seed": seed, "versions": versions()}
+    settings = {"recipe": recipe.settings(), "seed": seed, "versions": versions()}
+    if world_info(recipe.world).family == "ant":
+        settings["expert_sha256"] = expert_sha256()
+    return settings
 
 
 def versions() -> dict[str, str]:

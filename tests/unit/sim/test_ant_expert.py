@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
 from qam_ros.contract.errors import ConfigError
 from sim.ant_driver import heading
-from sim.ant_expert import AntExpert, read_expert, write_expert
+from sim.ant_expert import AntExpert, expert_sha256, read_expert, write_expert
 from sim.ant_herd import Herd, measure
 from sim.driver import Tally
 from sim.episodes import EpisodeMaker, play_episode
@@ -124,7 +124,9 @@ def test_ant_data_depend_on_the_seed_and_not_on_an_interruption(tmp_path):
     for name in ("observations", "actions", "rewards", "masks", "end_observations"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     assert not np.array_equal(one.observations, other.observations)
-    assert read_dataset_manifest(tmp_path / "one").meta["figures"]["fallen"] == 0
+    meta = read_dataset_manifest(tmp_path / "one").meta
+    assert meta["figures"]["fallen"] == 0
+    assert meta["expert_sha256"] == expert_sha256()
 
 
 def test_recorded_observations_are_the_recorded_states():
