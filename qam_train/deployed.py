@@ -134,10 +134,10 @@ def behaviour_of(agent: AnyAgent) -> FlowBCAgent:
         for key, value in agent.constant.items()
         if key.startswith(f"{name}/")
     }
-    kind = find_method(FlowBCAgent.algorithm).config
+    kind: Any = find_method(FlowBCAgent.algorithm).config
     held = vars(agent.config) | {"best_of": 1}
     names = {field.name for field in dataclasses.fields(kind)}
-    config: Any = kind(**{key: held[key] for key in names & held.keys()})
+    config = kind(**{key: held[key] for key in names & held.keys()})
     return FlowBCAgent(config, nets, agent.normaliser)
 
 

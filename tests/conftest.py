@@ -49,8 +49,9 @@ def missing_for_gpu() -> str:
 
 def missing_for_trt() -> str:
     """What tests marked `trt` lack on this machine; empty: nothing."""
-    if any(importlib.util.find_spec(m) for m in ("tensorrt", "tensorrt_rtx")):
-        return missing_for_gpu()
+    modules = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+    if any(importlib.util.find_spec(m) for m in modules):
+        return ""
     return "needs TensorRT: pip install 'qam_ros[tensorrt]'"
 
 

@@ -168,13 +168,16 @@ def activate(
     if layer not in net.normed:
         return x
     scale, shift = net.name(layer, "norm_scale"), net.name(layer, "norm_shift")
-    attributes = {"axis": -1, "epsilon": LAYER_NORM_EPSILON}
     if net.members is None:
-        return build.op("LayerNormalization", [x, scale, shift], **attributes)
+        return _unit(build, x, scale, shift)
     width = net.widths[layer]  # the operator shares scale and shift among members
     one, zero = (build.constant(np.full(width, v, np.float32)) for v in (1, 0))
-    unit = build.op("LayerNormalization", [x, one, zero], **attributes)
-    return build.add(build.mul(unit, scale), shift)
+    return build.add(build.mul(_unit(build, x, one, zero), scale), shift)
+
+
+def _unit(build: Builder, x: str, scale: str, shift: str) -> str:
+    names = [x, scale, shift]
+    return build.op("LayerNormalization", names, axis=-1, epsilon=LAYER_NORM_EPSILON)
 
 
 def tail(build: Builder, net: Net, x: str, *, smooth: str = "gelu") -> str:

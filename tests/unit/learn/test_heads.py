@@ -2,6 +2,8 @@
 """Every method becomes an artifact that the robot's own software runs like the agent."""
 
 import dataclasses
+import importlib
+import importlib.util
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from qam_train.agents.registry import METHODS
 from qam_train.config import FlowConfig, NetworkConfig
 from qam_train.deployed import (
     behaviour_of,
+    build_policy,
     choosing,
     in_double,
     like_artifact,
@@ -50,6 +53,10 @@ CHOOSING = sorted(
     for name, method in METHODS.items()
     if issubclass(method.config, FlowConfig) and name != "flow_bc"
 )
+CASES = [
+    *((name, 1 if name in CHOOSING else None) for name in ALONE),
+    *((name, 5) for name in CHOOSING),
+]
 CLONING = sorted(name for name in METHODS if METHODS[name].agent.cloned_net)
 
 
@@ -98,10 +105,7 @@ def exported(interface, dataset, tmp_path):
     return export
 
 
-@pytest.mark.parametrize(
-    ("name", "best_of"),
-    [(n, 1 if n in CHOOSING else None) for n in ALONE] + [(n, 5) for n in CHOOSING],
-)
+@pytest.mark.parametrize(("name", "best_of"), CASES)
 def test_robot_acts_like_the_agent_and_swaps_its_weights(
     name, best_of, exported, offline
 ):
@@ -273,3 +277,24 @@ def test_policy_that_magnifies_rounding_is_exported_with_its_own_tolerance(expor
     assert own > TOLERANCE
     assert tolerance == min(4 * own, MAX_TOLERANCE)
     assert verify(OnnxSampler(artifact), artifact) <= tolerance
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("name", "best_of"), CASES)
+def test_tensorrt_parses_and_builds_every_head(name, best_of):
+    """Needs no GPU with TensorRT-RTX, which builds ahead of time."""
+    modules = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+    found = next(m for m in modules if importlib.util.find_spec(m))
+    trt = importlib.import_module(found)
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    flags = trt.NetworkDefinitionCreationFlag
+    typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+    network = builder.create_network(typed)
+    parser = trt.OnnxParser(network, logger)
+    policy = build_policy(make_agent(name, best_of, noise=0.0))
+    assert parser.parse(policy.onnx), parser.get_error(0).desc()
+    assert network.num_inputs == len(policy.signature.inputs)
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    assert builder.build_serialized_network(network, config) is not None
