@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +46,7 @@ class Generate:
         seed: same seed, same data, on any number of workers.
         workers: processes; 0 is one per core.
         robot: name or file of the robot interface (default: the world's robot).
-        set: settings of the recipe, e.g. --set noise=0.2 goal_probability=0.3.
+        set: a setting of the recipe, e.g. --set noise=0.2; may be repeated.
         json: print the result as JSON.
     """
 
@@ -61,7 +61,7 @@ class Generate:
     seed: int = 0
     workers: int = 0
     robot: str | None = None
-    set: list[str] = field(default_factory=list)
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     json: bool = False
 
     def run(self) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets: OGBench's published data sets by name, as recipes with their published sizes.
+"""Presets: OGBench's published data sets by name, as recipes with their published sizes; and the demo's.
 
 A preset has the name of the published set without its version. What its episodes are like stands in
 the recipe's defaults (`sim.recipes`); how many there are stands here. The names that end in -10m
@@ -9,7 +9,8 @@ with the same seed the 10 are the first of the 100.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from qam_ros.contract.errors import ConfigError, nearest
@@ -17,6 +18,15 @@ from qam_ros.contract.interface import load_interface
 from sim.recipes import Recipe, make_recipe
 from sim.worlds import WORLDS, world_info
 
+# The data of config/demo.yaml and of protocol `small`: one attempt in five aims at the goal.
+DEMO = "cube-single-demo"
+_DEMO_SETTINGS = {
+    "goal_probability": 0.2,
+    "min_goal_distance_m": 0.15,
+    "noise": 0.1,
+    "segment_s": 0.4,
+    "max_steps": 194,
+}
 FILE_ROWS = 1_000_000  # of each file of a set of many files
 MANY = {"-10m": 10, "-100m": 100}  # ending of the name: number of files
 # What OGBench publishes with 100 files; TRQAM's antmaze-giant set of 10 files is not published.
@@ -61,6 +71,7 @@ class Preset:
         kind: kind of the recipe.
         rows: rows of each file.
         files: number of files; 1 is a plain dataset.
+        settings: fields of the recipe that differ from the defaults of its kind.
     """
 
     name: str
@@ -68,10 +79,13 @@ class Preset:
     kind: str
     rows: int
     files: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self, task: int | None = None, **overrides: Any) -> Recipe:
         """The published settings, labelled for a task, with some of them overridden."""
-        return make_recipe(self.kind, self.world, task, **overrides)
+        return make_recipe(
+            self.kind, self.world, task, **{**self.settings, **overrides}
+        )
 
     @property
     def disk_bytes(self) -> int:
@@ -97,7 +111,8 @@ def presets() -> dict[str, Preset]:
         for ending, files in MANY.items()
         if preset.name in _MANY_FILES
     ]
-    return {preset.name: preset for preset in (*found, *many)}
+    demo = Preset(DEMO, "cube-single", "task", rows=30_000, settings=_DEMO_SETTINGS)
+    return {preset.name: preset for preset in (demo, *found, *many)}
 
 
 def find_preset(name: str) -> Preset:

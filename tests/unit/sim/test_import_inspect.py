@@ -223,7 +223,7 @@ def test_command_line_generates_inspects_exports_and_imports(tmp_path, capsys):
     options = (
         "--recipe navigate --world pointmaze-medium --rows 0 --episodes 2 --workers 1"
     )
-    settings = ["--set", "max_steps=40", "noise=0.1", "--json"]
+    settings = ["--set", "max_steps=40", "--set", "noise=0.1", "--json"]
     assert data(["generate", str(folder), *options.split(), *settings]) == 0
     made = json.loads(capsys.readouterr().out)
     assert (made["rows"], made["episodes"]) == (80, 2)

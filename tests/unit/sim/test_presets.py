@@ -4,9 +4,11 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
 from qam_ros.contract.errors import ConfigError, DatasetError
+from qam_ros.runtime.bringup import bringup_folder
 from sim.cli import data
 from sim.generate import Target, generate
 from sim.many_files import file_path, generate_files, import_files
@@ -21,6 +23,7 @@ TWO = Target(episodes=2)
 @pytest.mark.parametrize(
     ("name", "rows", "files", "settings"),
     [
+        ("cube-single-demo", 30_000, 1, {"goal_probability": 0.2, "max_steps": 194}),
         ("cube-single-play", 10**6, 1, {"max_steps": 1000, "noise": 0.1}),
         ("cube-double-play", 10**6, 1, {"stack_low": 0.0, "stack_high": 0.25}),
         ("cube-triple-noisy", 3 * 10**6, 1, {"stack_low": 0.05, "stack_high": 0.35}),
@@ -42,7 +45,8 @@ def test_presets_have_the_published_sizes_and_settings(name, rows, files, settin
 
 def test_every_preset_makes_a_recipe_for_a_known_world_and_robot():
     for name, preset in presets().items():
-        assert name.startswith(f"{preset.world}-{preset.kind}")
+        kind = "demo" if preset.settings else preset.kind
+        assert name.startswith(f"{preset.world}-{kind}")
         assert preset.recipe().world in WORLDS
         assert preset.disk_bytes > 0
 
@@ -164,3 +168,11 @@ def test_command_line_lists_the_presets(capsys):
     assert rows["cube-quadruple-play-100m"]["files"] == 100
     assert data(["presets"]) == 0
     assert re.search(r"puzzle-3x3-noisy +1,000,000 +1 +1,000", capsys.readouterr().out)
+
+
+def test_the_demo_s_preset_is_the_data_of_its_settings():
+    preset = find_preset("cube-single-demo")
+    demo = yaml.safe_load((bringup_folder().parent / "demo.yaml").read_text())["data"]
+    assert preset.rows == demo.pop("rows")
+    settings = preset.recipe().settings()
+    assert {name: settings[name] for name in demo} == demo
