@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
-from qam_train.agents.restore import restore_agent
-from qam_train.checkpoint import latest_checkpoint
+from qam_train.agents.restore import Agent, restore_agent
 from qam_train.data.dataset import FlatDataset
 from qam_train.deployed import behaviour_of
 from qam_train.evaluate import evaluate
-from qam_train.export import TOLERANCE, Provenance, export_artifact
+from qam_train.export import (
+    TOLERANCE,
+    Provenance,
+    export_artifact,
+    find_checkpoint,
+)
 from qam_train.loops.demo_display import Display
 from qam_train.loops.demo_run import DemoRun
 from qam_train.loops.evaluator import EvaluationConfig
@@ -88,14 +92,9 @@ def export(run: DemoRun, display: Display, result: dict[str, Any]) -> None:
     """Artifacts of the cloned base and of the offline policy, verified on their golden probes."""
     folder = run.path / "dataset"
     manifest, dataset = read_dataset_manifest(folder), read_dataset(folder)
-    checkpoint = latest_checkpoint(run.path / "offline" / "checkpoints")
-    assert checkpoint is not None  # the stage before left it
+    checkpoint = find_checkpoint(run.path / "offline")
     agent = restore_agent(checkpoint)
-    base = run.path / "offline" / "behaviour.safetensors"
-    policies = {
-        "base": restore_agent(base) if base.is_file() else behaviour_of(agent),
-        "offline": agent,
-    }
+    policies = {"base": _base(run, agent), "offline": agent}
     errors = []
     for name, policy in policies.items():
         exported = export_artifact(
@@ -117,6 +116,15 @@ def export(run: DemoRun, display: Display, result: dict[str, Any]) -> None:
     display.result(
         f"torch and ONNX Runtime differ by at most {np.max(errors):.1e} on 64 probes"
     )
+
+
+def _base(run: DemoRun, agent: Agent) -> Agent:
+    """The cloned flow that the trained policy is compared with."""
+    if run.config.base.updates > 0:
+        return restore_agent(find_checkpoint(run.path / "base"))
+    if run.config.offline.behaviour.updates > 0:
+        return restore_agent(run.path / "offline" / "behaviour.safetensors")
+    return behaviour_of(agent)
 
 
 def evaluation_config(run: DemoRun, artifact: Path) -> EvaluationConfig:
