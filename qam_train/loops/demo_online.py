@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qam_ros.contract.artifact import read_artifact
-from qam_ros.contract.errors import QamError
 from qam_train.config import save_config
 from qam_train.export import Provenance, export_version
 from qam_train.loops.demo_display import Display
@@ -100,24 +100,23 @@ def _until_finished(run: DemoRun, display: Display, watch: Watch) -> Progress:
 
 
 def export_online(run: DemoRun) -> Path:
-    """Artifact of the newest version that the robot accepted; `artifacts/online`.
+    """Artifact of what the robot runs now, `artifacts/online`: its newest accepted version.
 
-    Raises:
-        QamError: the robot accepted none.
+    A robot that accepted none still runs the offline policy.
     """
     folder = VersionFolder(robot_dir(run) / "versions", 0)
+    offline, online = (run.path / "artifacts" / name for name in ("offline", "online"))
     if not folder.accepted:
-        reasons = {record.version: record.reason for record in folder.records.values()}
-        raise QamError(f"online: the robot accepted no version; its reasons: {reasons}")
+        shutil.copytree(offline, online, dirs_exist_ok=True)
+        return online
     record = folder.records[folder.accepted[-1]]
     weights, chunks = folder.weights(record.version)
-    offline = run.path / "artifacts" / "offline"
     manifest = read_artifact(offline).manifest
     export_version(
         offline,
         weights,
         chunks,
-        run.path / "artifacts" / "online",
+        online,
         Provenance(
             f"demo-{run.config.seed}",
             manifest.dataset_hash,
@@ -126,7 +125,7 @@ def export_online(run: DemoRun) -> Path:
         ),
         replace_existing=True,
     )
-    return run.path / "artifacts" / "online"
+    return online
 
 
 def run_real_time(run: DemoRun, display: Display, result: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ from qam_train.report.record import (
     write_json,
 )
 from qam_train.suite.report.labels import label
-from qam_train.versions import VersionFolder
+from qam_train.versions import VersionFolder, VersionRecord
 
 LATE_SHARE = 0.1  # of a period; the policy node's own measure of a late tick
 FILM = "film/film.mp4"
@@ -95,7 +95,7 @@ def collect(run: DemoRun, film: Film | None) -> Record:
         settings=yaml.safe_dump(to_mapping(run.config), sort_keys=False),
         film=film,
         lockstep=online["lockstep"],
-        notes=_notes(later_rows),
+        notes=(*_refused(records), *_notes(later_rows)),
     )
 
 
@@ -108,6 +108,17 @@ def _behaviour_metrics(
     if run.config.offline.behaviour.updates > 0:
         return columns(offline, "behaviour")
     return {}
+
+
+def _refused(records: Sequence[VersionRecord]) -> tuple[str, ...]:
+    """A robot that took over nothing: what its policy is after fine-tuning."""
+    if any(record.accepted for record in records):
+        return ()
+    reasons = dict.fromkeys(record.reason for record in records)
+    return (
+        f"The robot accepted none of the {len(records)} versions and still runs the offline policy: "
+        f"{'; '.join(reasons) or 'none was offered'}.",
+    )
 
 
 def _notes(realtime_rows: Rows) -> tuple[str, ...]:
