@@ -3,7 +3,8 @@
 
 Published sizes (nets 4 x 512, ten critics, ten steps), fresh nets moved away from their start. Error:
 largest difference on 64 probes between ONNX Runtime and torch, and of each to torch in float64. The
-baseline is the plain flow of QAM: ratio = median latency / that of QAM, all in turns, one thread.
+baseline is the plain flow of QAM: ratio = median latency / that of QAM, all in turns, one thread: each
+finds the caches full of the others (policy.py has the flow by itself).
 """
 
 from __future__ import annotations
