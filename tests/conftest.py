@@ -55,11 +55,27 @@ def missing_for_trt() -> str:
     return "needs TensorRT: pip install 'qam_ros[tensorrt]'"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option for what takes longer than a check of every change should."""
+    parser.addoption(
+        "--every-method",
+        action="store_true",
+        help="also run the miniature demo of every method (about 25 minutes)",
+    )
+
+
 NEEDS = {"ros": missing_for_ros, "gpu": missing_for_gpu, "trt": missing_for_trt}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Skip what this machine cannot run, with the reason in the summary."""
+    if not config.getoption("--every-method"):
+        skip = pytest.mark.skip(reason="25 minutes: make test ARGS=--every-method")
+        for item in items:
+            if item.get_closest_marker("every_method"):
+                item.add_marker(skip)
     marked = {mark: [i for i in items if i.get_closest_marker(mark)] for mark in NEEDS}
     for mark, needing in marked.items():
         reason = NEEDS[mark]() if needing else ""
