@@ -64,7 +64,11 @@ def _memoryless_step(a: Tensor, v: Tensor, shock: Tensor, t: float, h: float) ->
 
 
 def controlled_rollout(
-    f_theta: Field, f_beta: Field, a_0: Tensor, noise: Tensor
+    f_theta: Field,
+    f_beta: Field,
+    a_0: Tensor,
+    noise: Tensor,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """End point and control cost of the memoryless rollout, to be differentiated through (BAM).
 
@@ -76,6 +80,7 @@ def controlled_rollout(
         f_beta: behaviour velocity field; takes the last step.
         a_0: (B, D), standard normal.
         noise: (n-1, B, D), standard normal.
+        weight: (B,), of each row in the cost; None: 1.
 
     Returns:
         end point a_1 (B, D), unclipped, and the cost.
@@ -91,7 +96,8 @@ def controlled_rollout(
         corrections.append(v - f_beta(a, k * h))
         a = _memoryless_step(a, v, spread[k], k * h, h)
     a_1 = torch.add(a, f_beta(a, (n - 1) * h), alpha=h)
-    shares = path_kl_shares(torch.stack(corrections), a_0.new_zeros(()), sigma, 1.0)
+    zero = a_0.new_zeros(())
+    shares = path_kl_shares(torch.stack(corrections), zero, sigma, 1.0, weight)
     return a_1, shares.sum()
 
 
@@ -160,7 +166,13 @@ def scalar_adjoint(g_1: Tensor, t: Tensor) -> Tensor:
     return t * g_1
 
 
-def path_kl_shares(v_theta: Tensor, v_beta: Tensor, sigma: Tensor, h: float) -> Tensor:
+def path_kl_shares(
+    v_theta: Tensor,
+    v_beta: Tensor,
+    sigma: Tensor,
+    h: float,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Path KL of the tuned process from the base, step by step, (K,); their sum is the KL.
 
     mean_B (2 h / sigma_k^2) ||f_theta - f_beta||^2.
@@ -174,9 +186,15 @@ def path_kl_shares(v_theta: Tensor, v_beta: Tensor, sigma: Tensor, h: float) -> 
         v_beta: (K, B, D), behaviour velocities at the same states.
         sigma: (K, 1, 1), memoryless noise scale.
         h: step size.
+        weight: (B,), of each row; None: 1.
     """
     weighted = (2.0 * h / sigma.square()) * (v_theta - v_beta).square()
-    return weighted.sum(-1).mean(-1)
+    return _row_mean(weighted.sum(-1), weight)
+
+
+def _row_mean(rows: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over all B of weight times rows (..., B)."""
+    return (rows if weight is None else rows * weight).mean(-1)
 
 
 def adjoint_cost(g: Tensor, sigma: Tensor, h: float) -> Tensor:
@@ -189,11 +207,15 @@ def adjoint_cost(g: Tensor, sigma: Tensor, h: float) -> Tensor:
 
 
 def matching_loss(
-    v_theta: Tensor, v_beta: Tensor, g: Tensor, sigma: Tensor | None = None
+    v_theta: Tensor,
+    v_beta: Tensor,
+    g: Tensor,
+    sigma: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean_B sum_k || 2 (f_theta - f_beta) / sigma_k + sigma_k g_k ||^2.
 
-    Neither weighted by h nor by valid (official code). The pointwise optimum is
+    Not weighted by h, and by default not by valid (official code). The pointwise optimum is
     f_theta = f_beta - sigma^2 g / 2. With sigma = memoryless / sqrt(lambda) and g at unit
     temperature this is lambda times the loss at temperature 1 / lambda (TRQAM).
 
@@ -202,12 +224,13 @@ def matching_loss(
         v_beta: (n, B, D), behaviour velocities at (a_k, t_k).
         g: (n, B, D), adjoints.
         sigma: (n, 1, 1), noise scales; None: memoryless at t_k = k / n.
+        weight: (B,), of each row in the mean over all B; None: 1.
     """
     n = g.shape[0]
     if sigma is None:
         sigma = memoryless_sigma(step_times(n, g), 1.0 / n)
     residual = (2.0 / sigma) * (v_theta - v_beta) + sigma * g  # (n, B, D)
-    loss = residual.square().sum((0, -1)).mean(-1)
+    loss = _row_mean(residual.square().sum((0, -1)), weight)
     with torch.no_grad():
         norm = torch.linalg.vector_norm(g, dim=-1)  # (n, B)
         metrics = {

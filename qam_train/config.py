@@ -115,7 +115,21 @@ class FlowConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
-class AdjointConfig(FlowConfig):
+class MaskedConfig(FlowConfig):
+    """Numbers of a method that improves its policy at all rows of the batch, or at the valid ones.
+
+    Args:
+        masked: rows whose chunk crosses an episode's end or touches an untrusted row (valid = 0)
+            weigh 0 in the policy's improvement, too; its means stay over all rows. No critic has
+            learnt at such rows, so its gradient there is a guess. False: they weigh 1 (official
+            code).
+    """
+
+    masked: bool = False
+
+
+@dataclass(frozen=True)
+class AdjointConfig(MaskedConfig):
     """Numbers of a method that tunes a flow against its behaviour flow.
 
     Args:

@@ -92,7 +92,11 @@ def best_of(values: Tensor, candidates: Tensor) -> Tensor:
 
 
 def value_gap(
-    params: Params, prefix: str, s: Tensor, a: Tensor, data: Tensor
+    params: Params, prefix: str, s: Tensor, a: Tensor, data: Tensor, weight: Tensor
 ) -> Tensor:
-    """Mean over ensemble and batch of Q_k(s, a) - Q_k(s, data), actions (B, D)."""
-    return (ensemble(params, prefix, s, a) - ensemble(params, prefix, s, data)).mean()
+    """Mean over ensemble and batch of weight (Q_k(s, a) - Q_k(s, data)).
+
+    Actions (B, D), weight of each row (B,); the mean stays over all B rows.
+    """
+    gap = ensemble(params, prefix, s, a) - ensemble(params, prefix, s, data)  # (E, B)
+    return (gap * weight).mean()

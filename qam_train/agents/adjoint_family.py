@@ -23,7 +23,7 @@ from qam_train.agents.common import (
     draw_normal,
     draw_uniform,
 )
-from qam_train.agents.heads import HeadNets
+from qam_train.agents.heads import HeadNets, row_weight
 from qam_train.config import AdjointConfig
 from qam_train.data.dataset import ChunkBatch
 from qam_train.deployment import Deployment, FlowPolicy, best_of
@@ -86,15 +86,23 @@ class FlowPairAgent(Agent[C, QAMNoise]):
         flow_loss, flow_metrics = flow.flow_matching_loss(
             slow, a, noise.flow_start, noise.flow_time, batch.valid
         )
-        improvement, more = self.improvement(s, a, noise)
+        weight = row_weight(self.config, batch.valid)
+        improvement, more = self.improvement(s, a, noise, weight)
         loss = critic_loss + flow_loss + improvement
         return loss, {"loss": loss.detach(), **metrics, **flow_metrics, **more}
 
     @abstractmethod
     def improvement(
-        self, s: Tensor, a: Tensor, noise: QAMNoise
+        self, s: Tensor, a: Tensor, noise: QAMNoise, weight: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """Loss of the tuned flow and of what stands on it; s (B, O), a (B, D) of the data."""
+        """Loss of the tuned flow and of what stands on it.
+
+        Args:
+            s: (B, O), normalised.
+            a: (B, D), of the data.
+            noise: draws of this update.
+            weight: (B,), of each row, see heads.row_weight.
+        """
 
     def path_draws(self) -> int:
         """Noises (M, D) of a rollout beside its start."""
@@ -160,26 +168,29 @@ class AdjointAgent(FlowPairAgent[C]):
         return params | head
 
     def improvement(
-        self, s: Tensor, a: Tensor, noise: QAMNoise
+        self, s: Tensor, a: Tensor, noise: QAMNoise, weight: Tensor
     ) -> tuple[Tensor, Metrics]:
         """Adjoint matching and penalty on the first M rows, the head on all."""
         rows = noise.rollout_start.shape[0]
         path, g, v_beta, metrics = self.adjoint_targets(s[:rows], noise)
         v_theta = self.tuned_field(s[:rows])(path.states, path.times)
-        loss, more = self._matching(path, v_theta, v_beta, g)
+        loss, more = self._matching(path, v_theta, v_beta, g, weight[:rows])
         head_loss, head_metrics = self.parts.head.loss(
-            self.config, self.head_nets(), s, noise.head
+            self.config, self.head_nets(), s, noise.head, weight
         )
         penalty, penalty_metrics = self.parts.penalty(
-            self.config, self.trained, s[:rows], a[:rows], path.end
+            self.config, self.trained, s[:rows], a[:rows], path.end, weight[:rows]
         )
         metrics = metrics | more | head_metrics | penalty_metrics
         return loss + head_loss + penalty, metrics
 
     def _matching(
-        self, path: Path, v_theta: Tensor, v_beta: Tensor, g: Tensor
+        self, path: Path, v_theta: Tensor, v_beta: Tensor, g: Tensor, rows: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """Regression of f_theta on the adjoints, weighted by the trust region's lambda."""
+        """Regression of f_theta on the adjoints, weighted by the trust region's lambda.
+
+        Path KL and cost are measured on all M rows, also where rows (M,) weighs some with 0.
+        """
         sigma = adjoint.memoryless_sigma(path.times, path.step)
         periods = self.config.chunk
         with torch.no_grad():
@@ -191,7 +202,7 @@ class AdjointAgent(FlowPairAgent[C]):
                 weight = self.parts.temperature.weight(self.config, self.dual, cost)
             sigma = sigma / weight.sqrt()
             more |= {"dual/cost": cost, "dual/lambda_in_loss": weight}
-        loss, metrics = adjoint.matching_loss(v_theta, v_beta, g, sigma)
+        loss, metrics = adjoint.matching_loss(v_theta, v_beta, g, sigma, rows)
         return loss, metrics | more
 
     @torch.no_grad()

@@ -232,7 +232,7 @@ class DualTemperature:
 
 
 PenaltyPart = Callable[
-    [Any, Params, Tensor, Tensor, Tensor], tuple[Tensor | float, Metrics]
+    [Any, Params, Tensor, Tensor, Tensor, Tensor], tuple[Tensor | float, Metrics]
 ]
 
 
@@ -242,19 +242,20 @@ def no_penalty(
     s: Tensor,  # noqa: ARG001
     a: Tensor,  # noqa: ARG001
     end: Tensor,  # noqa: ARG001
+    weight: Tensor,  # noqa: ARG001
 ) -> tuple[float, Metrics]:
     """The critic learns from its targets alone."""
     return 0.0, {}
 
 
 def value_penalty(
-    config: Any, trained: Params, s: Tensor, a: Tensor, end: Tensor
+    config: Any, trained: Params, s: Tensor, a: Tensor, end: Tensor, weight: Tensor
 ) -> tuple[Tensor, Metrics]:
     """config.penalty * (mean Q(s, clip a_1) - mean Q(s, a)): end points' values are held down.
 
-    Online critic, actions constant, rows not weighted by valid (official code).
+    Online critic, actions constant; weight (M,) of each row, see heads.row_weight.
     """
-    gap = critic.value_gap(trained, "critic", s, end.clamp(-1.0, 1.0), a)
+    gap = critic.value_gap(trained, "critic", s, end.clamp(-1.0, 1.0), a, weight)
     return config.penalty * gap, {"critic/value_gap": gap.detach()}
 
 

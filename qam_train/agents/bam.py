@@ -32,12 +32,14 @@ class BAMAgent(FlowPairAgent[BAMConfig]):
         s: Tensor,
         a: Tensor,  # noqa: ARG002
         noise: QAMNoise,
+        weight: Tensor,
     ) -> tuple[Tensor, Metrics]:
         """-tau pessimistic value at the end point + control cost, on the first M rows."""
-        s = s[: noise.rollout_start.shape[0]]
-        end, cost = self.rollout(s, noise)
+        rows = noise.rollout_start.shape[0]
+        s, weight = s[:rows], weight[:rows]
+        end, cost = self.rollout(s, noise, weight)
         q = critic.ensemble(self.constant, "critic", s, end)
-        value = critic.pessimistic(q, self.config.rho).mean(-1)
+        value = (critic.pessimistic(q, self.config.rho) * weight).mean(-1)
         loss = cost - self.config.tau * value
         metrics = {
             "bam/loss": loss.detach(),
@@ -46,11 +48,14 @@ class BAMAgent(FlowPairAgent[BAMConfig]):
         }
         return loss, metrics
 
-    def rollout(self, s: Tensor, noise: QAMNoise) -> tuple[Tensor, Tensor]:
+    def rollout(
+        self, s: Tensor, noise: QAMNoise, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """End point (M, D) and control cost, with gradient to the tuned flow."""
         return adjoint.controlled_rollout(
             self.tuned_field(s),
             self.base_field(s),
             noise.rollout_start,
             noise.rollout,
+            weight,
         )

@@ -5,22 +5,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qam_train import diffusion
-from qam_train.agents.diffusion_policy import DiffusionAgent, DiffusionConfig
+from qam_train.agents.diffusion_policy import (
+    DiffusionAgent,
+    DiffusionConfig,
+    Process,
+)
 
 
 class DACAgent(DiffusionAgent[DiffusionConfig]):
     """Inner product of predicted noise and critic gradient, beside the denoising loss."""
 
     algorithm = "dac"
-    process = "posterior"
 
     def improvement(self, predicted: Tensor, gradient: Tensor, level: Tensor) -> Tensor:
         """mean_D sqrt(1 - alpha_hat) grad Q eps_hat; no temperature (official code)."""
         return (level * gradient * predicted).mean(-1)
 
-    def sample(
-        self, predictor: diffusion.Predictor, x: Tensor, noise: Tensor
-    ) -> Tensor:
+    @property
+    def process(self) -> Process:
         """diffusion.posterior_sample."""
-        return diffusion.posterior_sample(predictor, self.plan, x, noise)
+        return "posterior"

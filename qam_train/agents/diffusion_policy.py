@@ -22,6 +22,9 @@ from qam_train.data.dataset import ChunkBatch
 from qam_train.deployment import ReverseDiffusion
 from qam_train.networks import Params, init_mlp
 
+Process = Literal["posterior", "jump"]
+SAMPLERS = {"posterior": diffusion.posterior_sample, "jump": diffusion.jump_sample}
+
 
 @dataclass(frozen=True)
 class DiffusionConfig(MethodConfig):
@@ -73,12 +76,9 @@ class DiffusionAgent(Agent[C, DiffusionNoise]):
 
     Attributes:
         judge: critic whose action gradient improves the policy.
-        process: name of the reverse process that sample() computes.
     """
 
     judge: ClassVar[Literal["target_critic", "critic"]] = "target_critic"
-    process: ClassVar[Literal["posterior", "jump"]]
-
     policy_net: ClassVar[str] = "actor/noise"
 
     def __init__(self, config: C, parameters: Params, normaliser: Normaliser) -> None:
@@ -114,11 +114,10 @@ class DiffusionAgent(Agent[C, DiffusionNoise]):
             level: (B, 1), sqrt(1 - alpha_hat) at its time.
         """
 
+    @property
     @abstractmethod
-    def sample(
-        self, predictor: diffusion.Predictor, x: Tensor, noise: Tensor
-    ) -> Tensor:
-        """Reverse process from x_K."""
+    def process(self) -> Process:
+        """Reverse process that the policy is."""
 
     def loss(self, batch: ChunkBatch, noise: DiffusionNoise) -> tuple[Tensor, Metrics]:
         """Critic, denoising, improvement."""
@@ -153,10 +152,11 @@ class DiffusionAgent(Agent[C, DiffusionNoise]):
             time = x.new_full((*x.shape[:-1], 1), float(k))
             return diffusion.predicted_noise(self.trained, "actor", s, x, time)
 
-        return self.sample(predictor, x, torch.stack(steps))
+        sample = SAMPLERS[self.process]
+        return sample(predictor, self.plan, x, torch.stack(steps))
 
     def deployment(self) -> ReverseDiffusion:
-        """The method's reverse process."""
+        """The reverse process that the policy is."""
         plan = self.plan
         numbers = [
             tuple(entries.tolist())

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from qam_train.agents.fql import HeadedFlowAgent
 from qam_train.agents.heads import EditHead
 from qam_train.agents.qam_edit import EditConfig
-from qam_train.config import FlowConfig
+from qam_train.config import MaskedConfig
 
 
 @dataclass(frozen=True)
-class FEditConfig(FlowConfig):
+class FEditConfig(MaskedConfig):
     """Numbers of FEdit."""
 
     edit: EditConfig = field(default_factory=lambda: EditConfig(scale=0.2))

@@ -12,17 +12,17 @@ from torch import Tensor
 from qam_train import flow
 from qam_train.agents.base import Metrics
 from qam_train.agents.behaviour_flow import BehaviourFlowAgent, FlowActorNoise
-from qam_train.agents.heads import Head, HeadNets, OneStepHead
-from qam_train.config import FlowConfig, require
+from qam_train.agents.heads import Head, HeadNets, OneStepHead, row_weight
+from qam_train.config import MaskedConfig, require
 from qam_train.data.dataset import ChunkBatch
 from qam_train.deployment import Deployment, FlowPolicy, best_of
 from qam_train.networks import Params, velocity_field
 
-C = TypeVar("C", bound=FlowConfig)
+C = TypeVar("C", bound=MaskedConfig)
 
 
 @dataclass(frozen=True)
-class FQLConfig(FlowConfig):
+class FQLConfig(MaskedConfig):
     """Numbers of FQL.
 
     Args:
@@ -59,8 +59,9 @@ class HeadedFlowAgent(BehaviourFlowAgent[C]):
         critic_loss, metrics = self.critic_loss(batch, noise.next_action)
         flow_loss, flow_metrics = self.behaviour_loss(batch, noise)
         s, _ = self.inputs(batch)
+        weight = row_weight(self.config, batch.valid)
         head_loss, head_metrics = self.head.loss(
-            self.config, self.head_nets(), s, noise.actor
+            self.config, self.head_nets(), s, noise.actor, weight
         )
         loss = critic_loss + flow_loss + head_loss
         return loss, {"loss": loss.detach(), **metrics, **flow_metrics, **head_metrics}

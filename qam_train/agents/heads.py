@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qam_train import critic, gaussian
 from qam_train.agents.common import draw_normal
-from qam_train.config import MethodConfig
+from qam_train.config import MaskedConfig, MethodConfig
 from qam_train.deployment import EditedFlow, FlowPolicy, OneStep, Single
 from qam_train.networks import Params, init_head, init_mlp, mlp
 
@@ -65,9 +65,22 @@ class Head(Protocol):
         """What act() computes on top of a flow."""
 
     def loss(
-        self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None
+        self,
+        config: Any,
+        nets: HeadNets,
+        s: Tensor,
+        noise: Tensor | None,
+        weight: Tensor,
     ) -> tuple[Tensor, Metrics]:
-        """Loss of the head alone; noise has noise_width numbers per row."""
+        """Loss of the head alone, a mean over all rows.
+
+        Args:
+            config: the method's numbers.
+            nets: what the head may read.
+            s: (B, O), normalised.
+            noise: (B, W), as noise_width says; None where draw_noise gives none.
+            weight: (B,), of each row, see row_weight.
+        """
 
     def draw_noise(
         self, rows: int, width: int, generator: torch.Generator
@@ -114,6 +127,7 @@ class NoHead:
         nets: HeadNets,  # noqa: ARG002
         s: Tensor,
         noise: Tensor | None,  # noqa: ARG002
+        weight: Tensor,  # noqa: ARG002
     ) -> tuple[Tensor, Metrics]:
         """Nothing to learn."""
         return s.new_zeros(()), {}
@@ -165,16 +179,23 @@ class EditHead:
         return EditedFlow(flow, "edit", config.edit.scale)
 
     def loss(
-        self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None
+        self,
+        config: Any,
+        nets: HeadNets,
+        s: Tensor,
+        noise: Tensor | None,
+        weight: Tensor,
     ) -> tuple[Tensor, Metrics]:
         """Mean of -mean_k Q_k(s, a) + alpha log p(e), and alpha's own loss; online critic."""
         assert noise is not None
         a, log_p = self.act(config, nets, s, noise)
-        q_loss = -critic.ensemble(nets.constant, "critic", s, a).mean()
+        q_loss = -(critic.ensemble(nets.constant, "critic", s, a) * weight).mean()
         log_alpha = nets.trained["edit_alpha/log"]
-        entropy_loss = (log_alpha.detach().exp() * log_p).mean()
+        entropy_loss = (log_alpha.detach().exp() * log_p * weight).mean()
         target = -config.edit.target_entropy * a.shape[-1]
-        alpha_loss = gaussian.temperature_loss(log_alpha, log_p, target)
+        # a row at the target does not move alpha: rows of weight 0 are put there
+        counted = torch.where(weight > 0.0, log_p, -target)
+        alpha_loss = gaussian.temperature_loss(log_alpha, counted, target)
         metrics = {
             "edit/q_loss": q_loss.detach(),
             "edit/entropy_loss": entropy_loss.detach(),
@@ -229,13 +250,20 @@ class OneStepHead:
         return OneStep("one_step")
 
     def loss(
-        self, config: Any, nets: HeadNets, s: Tensor, noise: Tensor | None
+        self,
+        config: Any,
+        nets: HeadNets,
+        s: Tensor,
+        noise: Tensor | None,
+        weight: Tensor,
     ) -> tuple[Tensor, Metrics]:
         """Alpha mean (pi(s, z) - flow(s, z))^2 - mean Q(s, clip pi(s, z)); online critic."""
         assert noise is not None
         a = one_step(nets.trained, s, noise)
-        distill = (a - nets.flow(s, noise)).square().mean(-1).mean(-1)
-        q_loss = -critic.ensemble(nets.constant, "critic", s, a.clamp(-1.0, 1.0)).mean()
+        distance = (a - nets.flow(s, noise)).square().mean(-1)  # (B,)
+        distill = (distance * weight).mean(-1)
+        q = critic.ensemble(nets.constant, "critic", s, a.clamp(-1.0, 1.0))
+        q_loss = -(q * weight).mean()
         metrics = {
             "one_step/distill_loss": distill.detach(),
             "one_step/q_loss": q_loss.detach(),
@@ -245,6 +273,11 @@ class OneStepHead:
     def draw_noise(self, rows: int, width: int, generator: torch.Generator) -> Tensor:
         """One z per row."""
         return draw_normal(generator, rows, width)
+
+
+def row_weight(config: MaskedConfig, valid: Tensor) -> Tensor:
+    """Weight of each row (B,) in the policy's improvement: 1 (official code), or valid."""
+    return valid if config.masked else torch.ones_like(valid)
 
 
 def one_step(params: Params, s: Tensor, z: Tensor) -> Tensor:

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qam_train import diffusion
-from qam_train.agents.diffusion_policy import DiffusionAgent, DiffusionConfig
+from qam_train.agents.diffusion_policy import (
+    DiffusionAgent,
+    DiffusionConfig,
+    Process,
+)
 from qam_train.config import require
 
 
@@ -18,10 +22,14 @@ class QSMConfig(DiffusionConfig):
 
     Args:
         tau: inverse temperature.
+        sampler: how actions are drawn, in the bootstrap and deployed, too. 'jump': each step goes to
+            the predicted action and adds noise (official code); 'posterior': ancestral sampling,
+            the process that the noise predictor is trained to reverse.
     """
 
     alpha: float = 30.0
     tau: float = 10.0
+    sampler: Process = "jump"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,7 +40,6 @@ class QSMAgent(DiffusionAgent[QSMConfig]):
     """Predicted noise is regressed to -tau grad Q, beside the denoising loss."""
 
     algorithm = "qsm"
-    process = "jump"
 
     def improvement(
         self,
@@ -43,8 +50,7 @@ class QSMAgent(DiffusionAgent[QSMConfig]):
         """mean_D (eps_hat + tau grad Q)^2."""
         return diffusion.denoising_error(predicted, -self.config.tau * gradient)
 
-    def sample(
-        self, predictor: diffusion.Predictor, x: Tensor, noise: Tensor
-    ) -> Tensor:
-        """diffusion.jump_sample, as released."""
-        return diffusion.jump_sample(predictor, self.plan, x, noise)
+    @property
+    def process(self) -> Process:
+        """The configured sampler."""
+        return self.config.sampler

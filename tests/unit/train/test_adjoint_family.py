@@ -95,7 +95,7 @@ def test_trust_region_loss_is_lambda_times_the_loss_at_temperature_one_over_lamb
     s, a = qam.inputs(_batch(dtype=DOUBLE))
     gradients = []
     for agent, factor in ((qam, weight), (trust, 1.0)):
-        loss, metrics = agent.improvement(s, a, noise)
+        loss, metrics = agent.improvement(s, a, noise, torch.ones(8, dtype=DOUBLE))
         fast = [v for n, v in agent.trained.items() if n.startswith("fast/")]
         gradients.append([factor * g for g in torch.autograd.grad(loss, fast)])
         agent.found = factor * metrics["adjoint/loss"]

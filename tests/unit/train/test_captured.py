@@ -26,6 +26,10 @@ TO_HOST = {  # their result, or its size, is only known to the host after the de
 }  # fmt: skip
 FROM_HOST = {aten.lift_fresh}  # torch.tensor(numbers): a copy that the device waits for
 NAMES = sorted(METHODS)
+OPTIONS = [  # settings that change what an update computes
+    ("rebrac", {"actor_every": 2}), ("qsm", {"sampler": "posterior"}), ("sqam", {"masked": True}),
+    ("qam_edit", {"masked": True}), ("bam", {"masked": True}), ("fql", {"masked": True}),
+]  # fmt: skip
 RATES = [2.0**-10, 2.0**-12, 2.0**-11]  # the same in float32, as a recording holds them
 
 
@@ -124,11 +128,13 @@ def _other_rows(data, shift):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "agent"), [(name, {}) for name in NAMES] + OPTIONS)
 def test_replayed_updates_equal_the_plain_loop_and_never_ask_the_host(
-    small_config, small_data, name
+    small_config, small_data, name, agent
 ):
-    (ours, our_draws), (reference, draws) = _pair(small_config, small_data, name)
+    (ours, our_draws), (reference, draws) = _pair(
+        small_config, small_data, name, **agent
+    )
     rates = RATES * 3
     captured = _captured(ours, small_data, our_draws, TapeRecorder())
     captured.launch(rates)  # 2 as they are, 6 recorded, 1 left over
