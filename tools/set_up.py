@@ -147,7 +147,7 @@ def install_torch(index: str | None) -> None:
 
 def install_packages(ros: str) -> None:
     """Install everything else and our own packages, editable."""
-    extras = "train,sim,dev,ros" if ros == "wheels" else "train,sim,dev"
+    extras = "train,sim,cluster,dev" + (",ros" if ros == "wheels" else "")
     wanted = fingerprint(extras, files=(CONSTRAINTS, ROOT / "setup.py"))
     if stamped("packages") == wanted:
         return

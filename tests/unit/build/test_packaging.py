@@ -63,7 +63,7 @@ def test_every_dependency_that_make_setup_installs_is_pinned():
     arguments = setup_arguments()
     extras = arguments["extras_require"]
     wanted = arguments["install_requires"] + [
-        item for name in ("train", "sim", "ros", "dev") for item in extras[name]
+        item for name in ("train", "sim", "cluster", "ros", "dev") for item in extras[name]
     ]
     assert {canonical(item) for item in wanted} - pins == set()
 
