@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from measuring import machine
 
-from qam_train.agents.restore import restore_agent
 from qam_train.checkpoint import read_checkpoint, write_checkpoint
+from qam_train.restore import restore_agent
 from qam_train.suite.cell_config import CellConfig
 from qam_train.suite.hardware import device_name
 from qam_train.suite.report.published import Published

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from qam_ros.runtime.child import end_with_parent
-from qam_train.agents.restore import restore_agent
 from qam_train.intervals import wilson_interval
+from qam_train.restore import restore_agent
 from qam_train.suite.cell_config import CellConfig
 from qam_train.suite.folder import Row
 from qam_train.suite.world import Played, Rollouts

@@ -31,7 +31,6 @@ from qam_ros.contract.errors import ArtifactError
 from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.contract.weights import Weights
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_train.agents.restore import restore_agent
 from qam_train.checkpoint import latest_checkpoint, read_checkpoint
 from qam_train.deployed import (
     AnyAgent,
@@ -45,6 +44,7 @@ from qam_train.deployed import (
 )
 from qam_train.graphs.policy import Policy
 from qam_train.probes import clearest_noise, draw_probes
+from qam_train.restore import restore_agent
 
 # float32 rounding of ten steps through trained nets; measured errors are near 1e-6.
 TOLERANCE = 1e-5

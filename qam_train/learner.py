@@ -37,7 +37,6 @@ from qam_ros.runtime import gate
 from qam_ros.runtime.sampler import OnnxSampler
 from qam_ros.runtime.store import TransitionStore
 from qam_ros.runtime.stream import Downlink
-from qam_train.agents.restore import Agent
 from qam_train.checkpoint import (
     checkpoint_path,
     latest_checkpoint,
@@ -52,6 +51,7 @@ from qam_train.deployed import like_artifact, policy_chunks, policy_weights
 from qam_train.learner_config import LearnerConfig
 from qam_train.metrics import MetricsWriter
 from qam_train.online_trainer import OnlineTrainer
+from qam_train.restore import Agent
 from qam_train.versions import Offers, VersionFolder, VersionRecord
 
 logger = logging.getLogger(__name__)

@@ -19,17 +19,17 @@ from qam_train.agents.base import Metrics
 from qam_train.agents.common import Normaliser
 from qam_train.agents.flow_bc import FlowBCAgent
 from qam_train.agents.registry import find_method
-from qam_train.agents.restore import (
-    Agent,
-    agent_metadata,
-    agent_tensors,
-    restore_agent,
-)
 from qam_train.captured import CapturedUpdates, recorder_for
 from qam_train.checkpoint import Checkpoint
 from qam_train.config import StageConfig, to_mapping
 from qam_train.data.dataset import FlatDataset
 from qam_train.offline_config import OfflineConfig, clone_settings
+from qam_train.restore import (
+    Agent,
+    agent_metadata,
+    agent_tensors,
+    restore_agent,
+)
 
 GENERATOR = "generator/loop"
 BEHAVIOUR, OFFLINE = "behaviour", "offline"

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from qam_ros.contract.errors import ConfigError
-from qam_train.agents.restore import Agent, agent_metadata, agent_tensors, restore_agent
 from qam_train.checkpoint import Checkpoint
 from qam_train.config import to_mapping
 from qam_train.data.dataset import FlatDataset
@@ -21,6 +20,7 @@ from qam_train.data.replay import Replay
 from qam_train.data.stream_replay import Rows, StreamReplay
 from qam_train.learner_config import LearnerConfig
 from qam_train.offline_trainer import check_finite
+from qam_train.restore import Agent, agent_metadata, agent_tensors, restore_agent
 
 GENERATOR = "generator/learner"
 # Settings a resumed run may change: they do not change what is computed.

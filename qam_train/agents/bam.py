@@ -26,6 +26,7 @@ class BAMAgent(FlowPairAgent[BAMConfig]):
     """Critic, behaviour flow, and a tuned flow trained through its own rollout."""
 
     algorithm = "bam"
+    settings = BAMConfig
 
     def improvement(
         self,

@@ -39,6 +39,7 @@ class Agent(ABC, Generic[C, N]):
 
     Attributes:
         algorithm: name of the method.
+        settings: class of its numbers.
         averages: net that is a moving average -> net it follows.
         policy_net: the net whose output is an action chunk.
         behaviour_nets: nets that a cloned behaviour flow is copied into, averages included.
@@ -46,6 +47,7 @@ class Agent(ABC, Generic[C, N]):
     """
 
     algorithm: ClassVar[str]
+    settings: ClassVar[type[MethodConfig]]
     averages: ClassVar[Mapping[str, str]] = {"target_critic": "critic"}
     policy_net: ClassVar[str]
     behaviour_nets: ClassVar[tuple[str, ...]] = ()

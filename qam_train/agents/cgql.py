@@ -182,3 +182,4 @@ class CGQLAgent(GuidedAgent[CGQLConfig]):
     """Gradient of the critic at t = 1, whatever the step."""
 
     algorithm = "cgql"
+    settings = CGQLConfig

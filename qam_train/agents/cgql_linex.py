@@ -28,6 +28,7 @@ class CGQLLAgent(GuidedAgent[CGQLLConfig]):
     """Critic at t, regressed by LINEX."""
 
     algorithm = "cgql_l"
+    settings = CGQLLConfig
 
     def noisy_loss(self, batch: ChunkBatch, noise: CGQLNoise) -> tuple[Tensor, Metrics]:
         """Nu mean valid (e^d + tau Q_t), d = tau (Q_1 - Q_t)."""

@@ -15,6 +15,7 @@ class CGQLMAgent(GuidedAgent[NoisyCGQLConfig]):
     """Critic at t, regressed by squares."""
 
     algorithm = "cgql_m"
+    settings = NoisyCGQLConfig
 
     def noisy_loss(self, batch: ChunkBatch, noise: CGQLNoise) -> tuple[Tensor, Metrics]:
         """Nu mean valid (Q_t - Q_1)^2."""

@@ -16,6 +16,7 @@ class DACAgent(DiffusionAgent[DiffusionConfig]):
     """Inner product of predicted noise and critic gradient, beside the denoising loss."""
 
     algorithm = "dac"
+    settings = DiffusionConfig
 
     def improvement(self, predicted: Tensor, gradient: Tensor, level: Tensor) -> Tensor:
         """mean_D sqrt(1 - alpha_hat) grad Q eps_hat; no temperature (official code)."""

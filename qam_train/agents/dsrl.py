@@ -68,6 +68,7 @@ class DSRLAgent(BehaviourFlowAgent[DSRLConfig]):
     played: ClassVar[Literal["target_flow", "flow"]] = "target_flow"
 
     algorithm = "dsrl"
+    settings = DSRLConfig
     averages: ClassVar = {"target_critic": "critic", "target_flow": "flow"}
     behaviour_nets = ("flow", "target_flow")
 

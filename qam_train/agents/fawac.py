@@ -36,6 +36,7 @@ class FAWACAgent(BehaviourFlowAgent[FAWACConfig]):
     """Critic, state value, one flow."""
 
     algorithm = "fawac"
+    settings = FAWACConfig
     cloned_net = None  # the flow is the policy itself
 
     @classmethod

@@ -33,6 +33,7 @@ class FBRACAgent(BehaviourFlowAgent[FBRACConfig]):
     """Critic and one flow."""
 
     algorithm = "fbrac"
+    settings = FBRACConfig
     cloned_net = None  # the flow is the policy itself
 
     def loss(self, batch: ChunkBatch, noise: FlowActorNoise) -> tuple[Tensor, Metrics]:

@@ -22,4 +22,5 @@ class FEditAgent(HeadedFlowAgent[FEditConfig]):
     """Critic, behaviour flow, edit actor."""
 
     algorithm = "fedit"
+    settings = FEditConfig
     head = EditHead()

@@ -15,7 +15,7 @@ from torch import Tensor
 from qam_train import flow
 from qam_train.agents.base import Agent, draw_flow
 from qam_train.agents.common import draw_normal, draw_uniform
-from qam_train.config import AdjointConfig
+from qam_train.config import AdjointConfig, AgentConfig
 from qam_train.data.dataset import ChunkBatch
 from qam_train.deployment import FlowPolicy
 from qam_train.networks import Params, velocity_field
@@ -38,6 +38,7 @@ class FlowBCAgent(Agent[AdjointConfig, FlowNoise]):
     """Parameters and optimiser of one behaviour-cloned flow."""
 
     algorithm = "flow_bc"
+    settings = AgentConfig
     averages: ClassVar = {}
     policy_net = "slow"
     behaviour_nets = ("slow",)

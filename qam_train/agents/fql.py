@@ -95,4 +95,5 @@ class FQLAgent(HeadedFlowAgent[FQLConfig]):
     """Critic, behaviour flow, one-step actor."""
 
     algorithm = "fql"
+    settings = FQLConfig
     head = OneStepHead()

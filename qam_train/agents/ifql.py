@@ -41,6 +41,7 @@ class IFQLAgent(BehaviourFlowAgent[IFQLConfig]):
     """Critic, state value, behaviour flow."""
 
     algorithm = "ifql"
+    settings = IFQLConfig
 
     @classmethod
     def draw_nets(

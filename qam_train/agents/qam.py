@@ -23,4 +23,5 @@ class QAMAgent(AdjointAgent[AgentConfig]):
     """Parameters, targets and optimiser of one QAM agent."""
 
     algorithm = "qam"
+    settings = AgentConfig
     parts = Parts(MemorylessPath(), lean, FixedTemperature())

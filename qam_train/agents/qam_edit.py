@@ -39,4 +39,5 @@ class QAMEditAgent(AdjointAgent[QAMEditConfig]):
     """QAM whose edited action is played and bootstrapped from."""
 
     algorithm = "qam_edit"
+    settings = QAMEditConfig
     parts = dataclasses.replace(QAMAgent.parts, head=EditHead())

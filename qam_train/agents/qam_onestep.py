@@ -31,4 +31,5 @@ class QAMOneStepAgent(AdjointAgent[QAMOneStepConfig]):
     """QAM whose one-step actor is played and bootstrapped from."""
 
     algorithm = "qam_onestep"
+    settings = QAMOneStepConfig
     parts = dataclasses.replace(QAMAgent.parts, head=OneStepHead())

@@ -40,6 +40,7 @@ class QSMAgent(DiffusionAgent[QSMConfig]):
     """Predicted noise is regressed to -tau grad Q, beside the denoising loss."""
 
     algorithm = "qsm"
+    settings = QSMConfig
 
     def improvement(
         self,

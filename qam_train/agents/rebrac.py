@@ -79,6 +79,7 @@ class ReBRACAgent(Agent[ReBRACConfig, ReBRACNoise]):
     """Critic and deterministic tanh actor, both with a moving average."""
 
     algorithm = "rebrac"
+    settings = ReBRACConfig
     averages: ClassVar = {"target_critic": "critic", "target_actor": "actor"}
     policy_net = "actor"
 

@@ -60,6 +60,7 @@ class RLPDAgent(Agent[RLPDConfig, GaussianNoise]):
     """Critic, tanh-Gaussian actor, entropy temperature."""
 
     algorithm = "rlpd"
+    settings = RLPDConfig
     policy_net = "actor/mean"
 
     @classmethod

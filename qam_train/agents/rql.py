@@ -76,6 +76,7 @@ class RQLAgent(Agent[RQLConfig, RQLNoise]):
     """Value ensemble 'value' over (s, x, f) and flow 'actor', both with a moving average."""
 
     algorithm = "rql"
+    settings = RQLConfig
     averages: ClassVar = {"target_value": "value", "target_actor": "actor"}
     policy_net = "actor"
     behaviour_nets = ("actor", "target_actor")

@@ -39,4 +39,5 @@ class SQAMAgent(AdjointAgent[SQAMConfig]):
     """Bridge states, scalar adjoint, dual temperature, value penalty."""
 
     algorithm = "sqam"
+    settings = SQAMConfig
     parts = Parts(BridgePath(), scalar, DualTemperature(), penalty=value_penalty)

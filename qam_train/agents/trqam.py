@@ -24,4 +24,5 @@ class TRQAMAgent(AdjointAgent[TRQAMConfig]):
     """Memoryless rollout, lean adjoint, dual temperature."""
 
     algorithm = "trqam"
+    settings = TRQAMConfig
     parts = dataclasses.replace(QAMAgent.parts, temperature=DualTemperature())

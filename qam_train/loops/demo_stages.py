@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
-from qam_train.agents.restore import Agent, restore_agent
 from qam_train.data.dataset import FlatDataset
 from qam_train.deployed import behaviour_of
 from qam_train.evaluate import evaluate
@@ -24,6 +23,7 @@ from qam_train.loops.demo_display import Display
 from qam_train.loops.demo_run import DemoRun
 from qam_train.loops.evaluator import EvaluationConfig
 from qam_train.loops.offline import train_offline
+from qam_train.restore import Agent, restore_agent
 from sim.generate import Target, generate
 from sim.recipes import make_recipe
 

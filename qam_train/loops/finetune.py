@@ -33,7 +33,6 @@ from qam_ros.runtime.policy import Candidate, PolicyCore
 from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_ros.runtime.update_parts import Offer
 from qam_ros.runtime.updates import PolicyUpdates
-from qam_train.agents.restore import Agent
 from qam_train.config import save_config, to_mapping
 from qam_train.data.dataset import FlatDataset
 from qam_train.learner import LearnerCore
@@ -47,6 +46,7 @@ from qam_train.loops.resume_point import (
     return_to_checkpoint,
 )
 from qam_train.metrics import MetricsWriter
+from qam_train.restore import Agent
 from sim.plant import EpisodeRecord, Plant
 from sim.worlds import make_world
 

@@ -20,7 +20,6 @@ import torch
 
 from qam_ros.contract.errors import ConfigError
 from qam_train.agents.flow_bc import FlowBCAgent
-from qam_train.agents.restore import Agent, restore_agent
 from qam_train.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -35,6 +34,7 @@ from qam_train.loops.progress import StageProgress
 from qam_train.metrics import MetricsWriter
 from qam_train.offline_config import OfflineConfig
 from qam_train.offline_trainer import BEHAVIOUR, OFFLINE, OfflineTrainer
+from qam_train.restore import Agent, restore_agent
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import tyro
 from qam_ros.contract.artifact import read_artifact
 from qam_ros.contract.dataset import read_dataset
 from qam_ros.contract.errors import ConfigError
-from qam_train.agents.restore import restore_trained
 from qam_train.config import load_config
 from qam_train.data.dataset import FlatDataset
 from qam_train.export import Provenance, export_version, find_checkpoint
 from qam_train.loops.finetune import FinetuneConfig, FinetuneLoop
+from qam_train.restore import restore_trained
 from qam_train.versions import VersionFolder
 
 

@@ -34,12 +34,12 @@ from qam_ros.nodes import qos
 from qam_ros.nodes.parameters import COMMON, Parameter, read_key, read_parameters
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, now_ns, spin_node
-from qam_train.agents.restore import restore_trained
 from qam_train.config import load_config
 from qam_train.data.dataset import FlatDataset
 from qam_train.export import find_checkpoint
 from qam_train.learner import LearnerCore
 from qam_train.learner_config import LearnerConfig
+from qam_train.restore import restore_trained
 
 HEARTBEAT_S: Final = 0.1
 IDLE_S: Final = 0.005  # rows come in batches every 50 ms, so this costs no speed

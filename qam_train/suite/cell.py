@@ -19,7 +19,6 @@ from typing import Any
 from torch import Tensor
 
 from qam_ros.contract.errors import ConfigError, DatasetError, QamError
-from qam_train.agents.restore import Agent, restore_agent
 from qam_train.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -30,6 +29,7 @@ from qam_train.checkpoint import (
 )
 from qam_train.offline_config import OfflineConfig
 from qam_train.offline_trainer import OFFLINE, OfflineTrainer
+from qam_train.restore import Agent, restore_agent
 from qam_train.suite.behaviour import clone_behaviour
 from qam_train.suite.cell_config import CellConfig
 from qam_train.suite.data import CellData

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qam_train.agents.base import Metrics
-from qam_train.agents.restore import Agent, agent_metadata, agent_tensors
 from qam_train.checkpoint import Checkpoint
 from qam_train.data.replay import Replay
 from qam_train.offline_trainer import check_finite
+from qam_train.restore import Agent, agent_metadata, agent_tensors
 from qam_train.suite.cell_config import CellConfig
 from qam_train.suite.data import CellData
 from qam_train.suite.row_log import RowLog

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from qam_ros.contract.errors import ConfigError
-from qam_train.agents.restore import Agent
 from qam_train.intervals import wilson_interval
+from qam_train.restore import Agent
 from qam_train.suite.folder import Row
 from sim.seeding import SeedStream, episode_seed
 from sim.worlds import World, make_world

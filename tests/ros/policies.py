@@ -102,10 +102,10 @@ def random_start(folder: Path, robot: str, learner: dict[str, float]) -> Start:
     torch = pytest.importorskip("torch", reason="needs torch: run make setup")
     from qam_train.agents.common import Normaliser
     from qam_train.agents.qam import QAMAgent
-    from qam_train.agents.restore import agent_metadata, agent_tensors
     from qam_train.checkpoint import write_checkpoint
     from qam_train.config import AgentConfig, NetworkConfig
     from qam_train.export import Provenance, export_artifact
+    from qam_train.restore import agent_metadata, agent_tensors
 
     interface = load_interface(robot)
     data = random_data(interface)

@@ -36,10 +36,10 @@ from qam_ros.runtime.update_parts import Offer
 from qam_ros.runtime.updates import PolicyUpdates
 from qam_train.agents.common import Normaliser
 from qam_train.agents.qam import QAMAgent
-from qam_train.agents.restore import agent_metadata, agent_tensors
 from qam_train.checkpoint import checkpoints, read_checkpoint, write_checkpoint
 from qam_train.config import AgentConfig, NetworkConfig
 from qam_train.export import Provenance, export_artifact
+from qam_train.restore import agent_metadata, agent_tensors
 
 LEARNER = {
     "online_steps": 150,

@@ -10,7 +10,6 @@ from qam_ros.contract.dataset import write_dataset
 from qam_ros.contract.errors import ArtifactError, ConfigError
 from qam_ros.contract.interface import find_robot, load_interface
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_train.agents.restore import agent_metadata, agent_tensors
 from qam_train.checkpoint import checkpoint_path, write_checkpoint
 from qam_train.deployed import behaviour_of, policy_chunks, policy_weights
 from qam_train.export import (
@@ -21,6 +20,7 @@ from qam_train.export import (
     export_version,
     largest_error,
 )
+from qam_train.restore import agent_metadata, agent_tensors
 
 PROVENANCE = Provenance(run_id="run-1", dataset_hash="ab" * 32)
 

@@ -11,12 +11,12 @@ from qam_ros.contract.artifact import read_artifact
 from qam_ros.contract.dataset import write_dataset
 from qam_ros.contract.errors import ConfigError
 from qam_ros.runtime.store import TransitionStore
-from qam_train.agents.restore import agent_metadata, agent_tensors
 from qam_train.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
 from qam_train.learner_config import LearnerConfig
 from qam_train.loops.finetune import FinetuneConfig, FinetuneLoop
 from qam_train.loops.online import command
 from qam_train.metrics import read_metrics
+from qam_train.restore import agent_metadata, agent_tensors
 
 CONFIG = FinetuneConfig(
     world="pointmaze-medium",

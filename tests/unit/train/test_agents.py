@@ -10,10 +10,10 @@ from qam_ros.contract.errors import ConfigError
 from qam_train.agents.common import Normaliser
 from qam_train.agents.flow_bc import FlowBCAgent
 from qam_train.agents.qam import QAMAgent
-from qam_train.agents.restore import agent_metadata, agent_tensors, restore_agent
 from qam_train.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from qam_train.config import AgentConfig, NetworkConfig
 from qam_train.data.dataset import ChunkBatch
+from qam_train.restore import agent_metadata, agent_tensors, restore_agent
 
 SMALL = AgentConfig(
     flow_steps=4,

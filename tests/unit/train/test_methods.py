@@ -10,10 +10,10 @@ from qam_ros.contract.errors import ConfigError
 from qam_train.agents.common import Normaliser
 from qam_train.agents.qam_edit import EditConfig
 from qam_train.agents.registry import METHODS, find_method
-from qam_train.agents.restore import agent_metadata, agent_tensors, restore_agent
 from qam_train.checkpoint import write_checkpoint
 from qam_train.config import NetworkConfig, from_mapping, to_mapping
 from qam_train.data.dataset import ChunkBatch
+from qam_train.restore import agent_metadata, agent_tensors, restore_agent
 
 OBSERVATION, ACTION, ROWS = 5, 2, 16
 NAMES = sorted(METHODS)

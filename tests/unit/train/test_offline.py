@@ -16,7 +16,6 @@ from qam_ros.contract.errors import ConfigError
 from qam_ros.contract.interface import find_robot, load_interface
 from qam_train import cli
 from qam_train.agents.flow_bc import FlowBCAgent
-from qam_train.agents.restore import restore_agent
 from qam_train.checkpoint import checkpoints, latest_checkpoint, read_checkpoint
 from qam_train.config import AgentConfig, NetworkConfig, StageConfig
 from qam_train.data.dataset import FlatDataset
@@ -24,6 +23,7 @@ from qam_train.loops.offline import train_offline
 from qam_train.metrics import read_metrics
 from qam_train.offline_config import OfflineConfig
 from qam_train.offline_trainer import NonFiniteError, OfflineTrainer
+from qam_train.restore import restore_agent
 
 CONFIG = OfflineConfig(
     seed=7,

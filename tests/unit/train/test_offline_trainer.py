@@ -8,7 +8,6 @@ import torch
 
 from qam_ros.contract.errors import ConfigError, DatasetError
 from qam_train.agents.registry import METHODS
-from qam_train.agents.restore import restore_agent, restore_trained
 from qam_train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from qam_train.config import from_mapping, load_config, save_config
 from qam_train.data.segments import SegmentBatch
@@ -17,6 +16,7 @@ from qam_train.metrics import read_metrics
 from qam_train.networks import net
 from qam_train.offline_config import OfflineConfig
 from qam_train.offline_trainer import NonFiniteError, OfflineTrainer
+from qam_train.restore import restore_agent, restore_trained
 
 NAMES = sorted(METHODS)
 CLONING = [name for name in NAMES if METHODS[name].agent.behaviour_nets]

@@ -9,13 +9,13 @@ from qam_ros.contract.errors import ConfigError
 from qam_ros.contract.interface import load_interface
 from qam_ros.contract.transition import transition_dtype
 from qam_train.agents.registry import METHODS
-from qam_train.agents.restore import restore_agent
 from qam_train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from qam_train.config import from_mapping
 from qam_train.data.segments import SegmentBatch
 from qam_train.learner_config import LearnerConfig
 from qam_train.offline_trainer import NonFiniteError, OfflineTrainer
 from qam_train.online_trainer import OnlineTrainer
+from qam_train.restore import restore_agent
 
 NAMES = sorted(METHODS)
 WITH_DUAL = ["sqam", "trqam"]

@@ -15,10 +15,10 @@ from qam_ros.contract.errors import ConfigError, DatasetError, InterfaceError, Q
 from qam_ros.contract.interface import load_interface
 from qam_train import cli
 from qam_train.agents.registry import METHODS
-from qam_train.agents.restore import restore_trained
 from qam_train.checkpoint import latest_checkpoint
 from qam_train.config import load_config
 from qam_train.offline_config import OfflineConfig
+from qam_train.restore import restore_trained
 
 SMALL = (
     "agent.actor.widths=[8]",
