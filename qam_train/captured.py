@@ -106,6 +106,7 @@ class CapturedUpdates:
         recorder: Recorder | None = None,
     ) -> None:
         self.agent = agent
+        self._given = dataset
         self._rows = dataset.indexed()
         self._owns_rows = False
         self._generator = generator
@@ -123,7 +124,10 @@ class CapturedUpdates:
         A recording reads fixed memory: the first replacement records anew, on a copy of the rows;
         later ones of the same sizes are copied into that.
         """
-        if dataset is self._rows or (self._owns_rows and self._rows.overwrite(dataset)):
+        if dataset is self._given:
+            return
+        self._given = dataset
+        if self._owns_rows and self._rows.overwrite(dataset):
             return
         self._owns_rows = self._replay is not None
         self._rows = (dataset.clone() if self._owns_rows else dataset).indexed()

@@ -207,6 +207,25 @@ def test_other_rows_of_the_same_sizes_are_read_by_the_same_recording(
         assert torch.equal(rows.observations, kept)
 
 
+def test_rows_that_are_there_already_are_not_copied_again(
+    small_config, small_data, monkeypatch
+):
+    [(ours, our_draws), _] = _pair(small_config, small_data)
+    captured = _captured(ours, small_data, our_draws, TapeRecorder())
+    captured.launch(RATES[:2] * 2)
+    copies = []
+    overwrite = FlatDataset.overwrite
+    monkeypatch.setattr(
+        FlatDataset, "overwrite", lambda *of: copies.append(of) or overwrite(*of)
+    )
+    for shift in (1.0, 2.0):
+        rows = _other_rows(small_data, shift)
+        for _ in range(5):
+            captured.replace(rows)
+            captured.launch(RATES[:2])
+    assert len(copies) == 1
+
+
 def test_rows_of_other_sizes_are_recorded_anew(small_config, small_data, contract_data):
     (ours, our_draws), (reference, draws) = _pair(small_config, small_data)
     recorder = TapeRecorder()
