@@ -22,11 +22,12 @@ import fcntl
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qam_ros.contract.errors import ConfigError, QamError
 from qam_train.config import to_mapping
@@ -38,6 +39,8 @@ COLUMNS = (
 )
 # Settings that a continued cell may change: they say where it runs, not what it computes.
 FREE = ("device", "threads")
+
+LOCK_PATIENCE_S = 0.5  # who asks whether a cell is held takes its lock for an instant
 
 Row = dict[str, Any]
 """One evaluation: COLUMNS to values; seconds: wall time of its episodes."""
@@ -96,12 +99,10 @@ class CellFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not _take(file, LOCK_PATIENCE_S):
                 raise QamError(
                     f"{self.path}: another process works on this cell; wait for it or end it"
-                ) from error
+                )
             yield
 
     def held(self) -> bool:
@@ -163,6 +164,20 @@ class CellFolder:
             return []
         with self._evaluations.open(newline="") as file:
             return [_numbers(row) for row in csv.DictReader(file)]
+
+
+def _take(file: IO[str], patience_s: float) -> bool:
+    """Lock a file for this process alone; False where another one keeps it for so long."""
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def _numbers(row: Mapping[str, str]) -> Row:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol as Interface
 
+from qam_ros.contract.errors import ConfigError
 from qam_train.suite.cell import check_settings
 from qam_train.suite.cell_config import CellConfig, read_cell
 from qam_train.suite.data import dataset_files
 from qam_train.suite.folder import CellFolder, config_hash, refuse_other
 from qam_train.suite.protocol import Protocol
+from sim.worlds import split_name
 
 POLL_S = 0.2
 
@@ -133,9 +135,10 @@ def check(cells: Sequence[Cell], data: Path) -> list[Cell]:
     """Cells that are still to be run.
 
     Raises:
-        ConfigError: a cell's settings contradict each other, its folder holds another cell, or a
-            dataset is missing; before anything starts.
+        ConfigError: a domain's world is not known, a cell's settings contradict each other, its
+            folder holds another cell, or a dataset is missing; before anything starts.
     """
+    _check_worlds(cells)
     waiting: list[Cell] = []
     for cell in cells:
         check_settings(cell.config)
@@ -148,6 +151,25 @@ def check(cells: Sequence[Cell], data: Path) -> list[Cell]:
     for dataset in {cell.config.data for cell in waiting}:
         dataset_files(dataset, data)
     return waiting
+
+
+def _check_worlds(cells: Sequence[Cell]) -> None:
+    """Refuse domains that cannot be played here, all at once."""
+    worlds = {cell.config.domain: cell.config.world for cell in cells}
+    missing: dict[str, ConfigError] = {}
+    for domain, world in worlds.items():
+        try:
+            split_name(world)
+        except ConfigError as error:
+            missing[domain] = error
+    if not missing:
+        return
+    first = next(iter(missing.values()))
+    rest = " ".join(domain for domain in worlds if domain not in missing)
+    way_out = f"leave them out: --domains {rest}" if rest else "choose others"
+    raise ConfigError(
+        f"domains without a world: {', '.join(missing)}: {first}; {way_out}"
+    ) from first
 
 
 def drive(waiting: Sequence[Cell], pool: Pool, watcher: Watcher) -> list[Cell]:

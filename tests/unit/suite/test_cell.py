@@ -2,9 +2,11 @@
 """One cell: its numbers, its files, and that a kill changes neither."""
 
 import dataclasses
+import fcntl
 import random
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -127,6 +129,21 @@ def test_a_cell_is_worked_on_by_one_process_at_a_time(tiny_cell, tiny_settings):
         with pytest.raises(QamError, match="another process"):
             run_cell(cell, tiny_settings)
     assert not folder.held()
+
+
+def test_who_asks_whether_a_cell_is_held_does_not_keep_it_from_starting(
+    tiny_cell, tiny_settings
+):
+    cell = tiny_cell()
+    folder = folder_of(cell, tiny_settings)
+    folder.claim(cell)
+    with (folder.path / "lock").open("a") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        release = threading.Timer(0.1, fcntl.flock, (asking, fcntl.LOCK_UN))
+        release.start()
+        with folder.locked():
+            assert folder.held()
+        release.join()
 
 
 @pytest.mark.parametrize(
