@@ -87,9 +87,10 @@ def _lines(
     lines = ["  ".join(f"{key} {value}" for key, value in about.items())]
     data, speed, training = record.get("data"), record.get("speed"), record["training"]
     if data:
+        speed_of = data["rows_per_cpu_s"]  # None: an earlier call had made all rows
+        made = "" if speed_of is None else f", {speed_of:.0f} rows per CPU second"
         lines.append(
-            f"data: {data['dataset']}, {data['rows']:,} rows, {data['rows_per_cpu_s']:.0f} rows per CPU "
-            f"second, {data['workers']} workers"
+            f"data: {data['dataset']}, {data['rows']:,} rows{made}, {data['workers']} workers"
         )
     if speed:
         lines.append(

@@ -110,6 +110,15 @@ def test_our_evaluation_stands_beside_the_published_success_after_as_many_update
     assert rows[2]["published"] == pytest.approx(0.9983)
 
 
+def test_results_of_a_call_that_found_its_data_made_are_written(script, tmp_path):
+    """All rows were there, so no speed is known."""
+    paper_table = importlib.import_module("paper_table")
+    data = {"dataset": "scene-play", "rows": 500, "rows_per_cpu_s": None, "workers": 2}
+    record = {"data": data, "training": {"seconds": 0.0, "updates": 0}}
+    paper_table.write_results(tmp_path, record, [], {})
+    assert "scene-play, 500 rows, 2 workers" in (tmp_path / "table.txt").read_text()
+
+
 def test_an_unknown_domain_is_refused_with_the_nearest_name(script, tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--work", str(tmp_path), "--domain", "scnee"]
     assert script.main(arguments) == script.FAILED
