@@ -132,6 +132,22 @@ def remove_old(directory: Path, keep: int) -> None:
             path.unlink()
 
 
+def go_on_drawing(generator: torch.Generator, state: Tensor) -> None:
+    """Set a generator to a stored state.
+
+    Raises:
+        CheckpointError: it is that of a generator on another kind of device.
+    """
+    expected = generator.get_state().numel()
+    if state.numel() != expected:
+        raise CheckpointError(
+            f"checkpoint: random numbers were drawn on another kind of device (a state of {state.numel()} "
+            f"bytes, on {generator.device.type} it has {expected}); go on with --device as it began, or "
+            "start anew"
+        )
+    generator.set_state(state)
+
+
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):

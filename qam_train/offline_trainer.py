@@ -20,7 +20,7 @@ from qam_train.agents.common import Normaliser
 from qam_train.agents.flow_bc import FlowBCAgent
 from qam_train.agents.registry import find_method
 from qam_train.captured import CapturedUpdates, recorder_for
-from qam_train.checkpoint import Checkpoint
+from qam_train.checkpoint import Checkpoint, go_on_drawing
 from qam_train.config import StageConfig, to_mapping
 from qam_train.data.dataset import FlatDataset
 from qam_train.offline_config import OfflineConfig, clone_settings
@@ -176,7 +176,7 @@ class OfflineTrainer:
             ConfigError: it was made with other settings; names the first.
         """
         self._check_settings(held.metadata)
-        self.generator.set_state(held.tensors[GENERATOR])
+        go_on_drawing(self.generator, held.tensors[GENERATOR])
         self.updates = self._settled = int(held.metadata["update"])
         self.behaviour = self._clone = None
         self.agent = restore_agent(held, self._device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qam_ros.contract.errors import ConfigError
-from qam_train.checkpoint import Checkpoint
+from qam_train.checkpoint import Checkpoint, go_on_drawing
 from qam_train.config import to_mapping
 from qam_train.data.dataset import FlatDataset
 from qam_train.data.replay import Replay
@@ -119,7 +119,7 @@ class OnlineTrainer:
         """
         check_unchanged(to_mapping(self.config), held.metadata["config"])
         self.agent = restore_agent(held, self.generator.device)
-        self.generator.set_state(held.tensors[GENERATOR])
+        go_on_drawing(self.generator, held.tensors[GENERATOR])
         self.updates = int(held.metadata["update"])
 
 

@@ -37,7 +37,8 @@ COLUMNS = (
     *("step", "phase", "success", "low", "high"),
     *("episodes", "return", "length", "seconds"),
 )
-# Settings that a continued cell may change: they say where it runs, not what it computes.
+# Settings that a continued cell may change: they say where it runs, not what it computes. From a CPU
+# to a GPU or back it cannot go once it has a checkpoint: their generators have other states.
 FREE = ("device", "threads")
 
 LOCK_PATIENCE_S = 0.5  # who asks whether a cell is held takes its lock for an instant

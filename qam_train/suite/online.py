@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qam_train.agents.base import Metrics
-from qam_train.checkpoint import Checkpoint
+from qam_train.checkpoint import Checkpoint, go_on_drawing
 from qam_train.data.replay import Replay
 from qam_train.offline_trainer import check_finite
 from qam_train.restore import Agent, agent_metadata, agent_tensors
@@ -135,8 +135,8 @@ class OnlinePhase:
             QamError: rows are missing or damaged.
         """
         metadata = held.metadata
-        self._training.set_state(held.tensors[TRAINING])
-        self._acting.set_state(held.tensors[ACTING])
+        go_on_drawing(self._training, held.tensors[TRAINING])
+        go_on_drawing(self._acting, held.tensors[ACTING])
         self.steps = int(metadata["online_steps"])
         self.updates = int(metadata["online_updates"])
         actions = np.zeros((0, self._replay.offline.action_size), np.float32)

@@ -12,6 +12,7 @@ from qam_train import checkpoint
 from qam_train.checkpoint import (
     CheckpointError,
     checkpoint_path,
+    go_on_drawing,
     read_checkpoint,
     write_checkpoint,
 )
@@ -40,6 +41,19 @@ def test_tensors_and_metadata_come_back_unchanged(tmp_path):
     assert all(
         torch.equal(held.tensors[name], value) for name, value in tensors.items()
     )
+
+
+def test_a_generator_goes_on_where_the_stored_one_was():
+    first, second = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+    go_on_drawing(second, first.get_state())
+    draws = [torch.rand(3, generator=generator) for generator in (first, second)]
+    assert torch.equal(*draws)
+
+
+def test_random_numbers_of_another_kind_of_device_are_refused_in_words():
+    state = torch.zeros(16, dtype=torch.uint8)  # as large as that of a GPU's generator
+    with pytest.raises(CheckpointError, match="another kind of device .*--device"):
+        go_on_drawing(torch.Generator(), state)
 
 
 def test_truncated_file_is_refused(tmp_path):
