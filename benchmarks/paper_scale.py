@@ -26,7 +26,7 @@ from paper_table import about, save_policy, table, write_results
 from play_pool import PlayPool
 
 from qam_ros.contract.dataset import MANIFEST
-from qam_ros.contract.errors import QamError
+from qam_ros.contract.errors import ConfigError, QamError
 from qam_train.checkpoint import (
     checkpoint_path,
     checkpoints,
@@ -115,6 +115,11 @@ class Run:
             protocol.cell(arguments.method, arguments.domain, task, seed, settings)
             for task in arguments.tasks
         ]
+        if any(cell.behaviour_updates for cell in self.cells):
+            raise ConfigError(
+                f"protocol {protocol.name} starts {arguments.method} from a clone, which this script does "
+                "not make: use qam suite run, or --set behaviour_updates=0"
+            )
         self.work: Path = arguments.work
         self.data: Path = arguments.data or self.work / "data"
         self.work.mkdir(parents=True, exist_ok=True)

@@ -123,3 +123,10 @@ def test_an_unknown_domain_is_refused_with_the_nearest_name(script, tmp_path, ca
     arguments = ["--out", str(tmp_path), "--work", str(tmp_path), "--domain", "scnee"]
     assert script.main(arguments) == script.FAILED
     assert "scene" in capsys.readouterr().err
+
+
+def test_a_protocol_that_starts_from_a_clone_is_refused(script, tmp_path, capsys):
+    places = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert script.main([*places, "--protocol", "p_tr"]) == script.FAILED
+    assert "--set behaviour_updates=0" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()

@@ -52,7 +52,7 @@ def test_a_generator_goes_on_where_the_stored_one_was():
 
 def test_random_numbers_of_another_kind_of_device_are_refused_in_words():
     state = torch.zeros(16, dtype=torch.uint8)  # as large as that of a GPU's generator
-    with pytest.raises(CheckpointError, match="another kind of device .*--device"):
+    with pytest.raises(CheckpointError, match=r"another kind of device .*--device"):
         go_on_drawing(torch.Generator(), state)
 
 
