@@ -15,7 +15,7 @@ from typing import Any
 
 from qam_ros.contract.errors import ConfigError, nearest
 from qam_ros.contract.interface import load_interface
-from sim.recipes import Recipe, make_recipe
+from sim.recipes import Recipe, check_expert, kinds_of, make_recipe
 from sim.worlds import WORLDS, world_info
 
 # The data of config/demo.yaml and of protocol `small`: one attempt in five aims at the goal.
@@ -103,7 +103,7 @@ def presets() -> dict[str, Preset]:
     found += [
         _preset(world, "navigate", _NAVIGATE_EPISODES[world.rpartition("-")[2]])
         for world in WORLDS
-        if "maze" in world
+        if "navigate" in kinds_of(world)
     ]
     many = [
         Preset(preset.name + ending, preset.world, preset.kind, FILE_ROWS, files)
@@ -119,10 +119,14 @@ def find_preset(name: str) -> Preset:
     """Look a preset up.
 
     Raises:
-        ConfigError: there is none of that name; names the nearest.
+        ConfigError: there is none of that name; names the nearest, or says that its world has no
+            expert.
     """
     known = presets()
     if name not in known:
+        for world in WORLDS:
+            if name.startswith(f"{world}-"):
+                check_expert(world)
         raise ConfigError(
             f"preset {name!r} is not known: {nearest(name, known)}; "
             "`qam data presets` lists all of them"

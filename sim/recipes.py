@@ -156,8 +156,10 @@ def _defaults(kind: str, world: str) -> dict[str, Any]:
 
 
 def kinds_of(world: str) -> tuple[str, ...]:
-    """Kinds of data that can be made in a world."""
+    """Kinds of data that can be made in a world; none where no expert is at hand."""
     family = WORLDS[world].family
+    if family == "humanoid":
+        return ()
     if family == "point":
         return ("task", "navigate")
     if family != "ur5e":
@@ -165,7 +167,22 @@ def kinds_of(world: str) -> tuple[str, ...]:
     return ("task", "play", "noisy") if world == "cube-single" else ("play", "noisy")
 
 
+def check_expert(world: str) -> None:
+    """Refuse a world in which no data can be made.
+
+    Raises:
+        ConfigError: nothing here can play in it; says where its data come from.
+    """
+    if not kinds_of(world):
+        raise ConfigError(
+            f"no data can be generated in world {world!r}: there is no expert for robot "
+            f"{WORLDS[world].robot!r}; import the published files with "
+            "`qam data import FILES --output FOLDER`"
+        )
+
+
 def _check(recipe: Recipe) -> None:
+    check_expert(recipe.world)
     fitting = kinds_of(recipe.world)
     if recipe.kind not in fitting:
         raise ConfigError(

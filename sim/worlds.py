@@ -79,12 +79,12 @@ class WorldInfo:
 
     Attributes:
         environment: OGBench's name without task and version.
-        family: which class speaks for it: `ur5e`, `point` or `ant`.
+        family: which robot is in it: `ur5e`, `point`, `ant` or `humanoid`.
         robot: name of the shipped robot interface that fits its observation; None where none does.
     """
 
     environment: str
-    family: Literal["ur5e", "point", "ant"]
+    family: Literal["ur5e", "point", "ant", "humanoid"]
     robot: str | None
 
 
@@ -102,6 +102,9 @@ WORLDS: dict[str, WorldInfo] = {
     "antmaze-medium": WorldInfo("antmaze-medium", "ant", "ant"),
     "antmaze-large": WorldInfo("antmaze-large", "ant", "ant"),
     "antmaze-giant": WorldInfo("antmaze-giant", "ant", "ant"),
+    "humanoidmaze-medium": WorldInfo("humanoidmaze-medium", "humanoid", "humanoid"),
+    "humanoidmaze-large": WorldInfo("humanoidmaze-large", "humanoid", "humanoid"),
+    "humanoidmaze-giant": WorldInfo("humanoidmaze-giant", "humanoid", "humanoid"),
 }
 TASKS = range(1, 6)
 _SINGLETASK = re.compile(r"^(?P<world>.+?)-singletask(-task(?P<task>\d))?-v0$")
@@ -159,9 +162,15 @@ def make_world(name: str, task: int | None = None, mode: Mode = "task") -> World
     if info.family != "ur5e" and mode != "task":
         raise ConfigError(f"world {world!r} has no mode {mode!r}; use mode 'task'")
     if info.family == "ant":
-        from sim.ant import AntWorld
+        from sim.ant import ANT
+        from sim.walker import WalkerWorld
 
-        return AntWorld(world, task)
+        return WalkerWorld(world, task, ANT)
+    if info.family == "humanoid":
+        from sim.humanoid import HUMANOID
+        from sim.walker import WalkerWorld
+
+        return WalkerWorld(world, task, HUMANOID)
     if info.family == "point":
         from sim.point import PointWorld
 

@@ -58,6 +58,15 @@ def quaternion_wxyz(quaternion: FloatArray) -> FloatArray:
     return quaternion[..., [3, 0, 1, 2]]
 
 
+def up_in_body(quaternion: FloatArray) -> FloatArray:
+    """The vertical seen from the body, R^T (0, 0, 1), of a quaternion x, y, z, w; (..., 4) -> (..., 3)."""
+    x, y, z, w = (quaternion[..., index] for index in range(4))
+    return np.stack(
+        [2 * (x * z - w * y), 2 * (y * z + w * x), w * w - x * x - y * y + z * z],
+        axis=-1,
+    )  # (..., 3)
+
+
 def yaw_tool_down(angle: FloatArray) -> FloatArray:
     """Quaternion x, y, z, w of Rz(yaw) Rx(pi), a tool that points down; (..., 1) -> (..., 4)."""
     half = 0.5 * angle[..., 0]
@@ -71,6 +80,7 @@ TRANSFORMS: Final[dict[str, Transform]] = {
         Transform("yaw", 4, 1, yaw),
         Transform("yaw_cos_sin", 4, 2, yaw_cos_sin),
         Transform("quaternion_wxyz", 4, 4, quaternion_wxyz),
+        Transform("up_in_body", 4, 3, up_in_body),
         Transform("yaw_tool_down", 1, 4, yaw_tool_down, inverse="yaw"),
     )
 }

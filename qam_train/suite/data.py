@@ -16,6 +16,7 @@ from qam_ros.contract.errors import ConfigError, DatasetError
 from qam_train.data.dataset import FlatDataset
 from qam_train.suite.cell_config import CellConfig, DataConfig
 from sim.labels import LABEL_KEYS, label, sparse_reward
+from sim.presets import presets
 
 ACTION_BOUND = 1.0 - 1e-5  # official code: where a tanh can still reach
 
@@ -79,10 +80,21 @@ def dataset_files(data: DataConfig, root: Path) -> list[Path]:
         found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
     if len(found) < data.files:
         raise ConfigError(
-            f"{folder}: expected {data.files} dataset(s), found {len(found)}; make them with "
-            f"qam data generate {folder} --preset {data.dataset}, or give another --data"
+            f"{folder}: expected {data.files} dataset(s), found {len(found)}; "
+            f"{_source(data, folder)}, or give another --data"
         )
     return found[: data.files]
+
+
+def _source(data: DataConfig, folder: Path) -> str:
+    """Where a dataset comes from, in words."""
+    if data.dataset in presets():
+        return f"make them with qam data generate {folder} --preset {data.dataset}"
+    each = " --each" if data.files > 1 else ""
+    return (
+        f"there is no preset of this name: import files with qam data import FILES --output "
+        f"{folder}{each}, or make your own with qam data generate {folder}"
+    )
 
 
 def load(config: CellConfig, path: Path, device: torch.device | str) -> FlatDataset:

@@ -79,6 +79,15 @@ def test_reordering_puts_w_first() -> None:
     np.testing.assert_array_equal(reordered, [4.0, 1.0, 2.0, 3.0])
 
 
+def test_the_vertical_seen_from_the_body_is_the_last_row_of_its_rotation() -> None:
+    quaternions = np.random.default_rng(4).normal(size=(20, 4))
+    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+    rows = [rotation_matrix(quaternion)[2] for quaternion in quaternions]
+    np.testing.assert_allclose(
+        TRANSFORMS["up_in_body"].apply(quaternions), rows, atol=TOLERANCE
+    )
+
+
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 def test_declared_sizes_hold_for_batches(name: str) -> None:
     transform = TRANSFORMS[name]

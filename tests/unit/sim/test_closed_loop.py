@@ -41,6 +41,7 @@ def proposal_of(observation, ages, action, stamp_ns, tick, episode):
         ("pointmaze-medium", "mobile_base", None),
         ("pointmaze-medium", "mobile_base", "mobile_base.twist"),
         ("antmaze-medium", "ant", None),
+        ("humanoidmaze-medium", "humanoid", None),
     ],
 )
 def test_what_the_guard_executes_is_what_the_environment_would_do(

@@ -163,12 +163,12 @@ def test_settings_a_method_has_no_use_for_stop_the_run_before_it_starts(
 def test_domains_that_cannot_be_played_here_are_named_together_with_those_that_can(
     tiny_data, tmp_path
 ):
-    far = {"world": "humanoidmaze-medium", "data": {"dataset": "one"}}
+    far = {"world": "antmaze-teleport", "data": {"dataset": "one"}}
     domains = {**PROTOCOL["domains"], "far": far, "farther": far}
     path = tmp_path / "far.yaml"
     path.write_text(yaml.safe_dump(PROTOCOL | {"domains": domains}, sort_keys=False))
     cells = plan(load_protocol(path), Selection(), (), Lengths(), tmp_path / "out")
-    message = r"without a world: far, farther: .* did you mean 'antmaze-medium'.*--domains maze$"
+    message = r"without a world: far, farther: .* did you mean 'antmaze-large'.*--domains maze$"
     with pytest.raises(ConfigError, match=message):
         check(cells, tiny_data)
 
