@@ -18,7 +18,7 @@ from rich.table import Table
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest
 from qam_ros.contract.errors import ConfigError
 from qam_ros.contract.interface import load_interface
-from qam_train.config import load_config
+from qam_train.config import load_config, saved_settings
 from qam_train.data.dataset import FlatDataset
 from qam_train.loops.offline import train_offline
 from qam_train.offline_config import OfflineConfig
@@ -76,12 +76,7 @@ def train(argv: Sequence[str]) -> int:
         NonFiniteError: training broke; the last checkpoint is good.
     """
     arguments = tyro.cli(TrainArguments, prog="qam train", args=list(argv))
-    path = arguments.config
-    saved = arguments.run_dir / "config.yaml"
-    if path is None and arguments.resume and saved.is_file():
-        path = saved
-    chosen = () if arguments.method is None else (f"method={arguments.method}",)
-    config = load_config(OfflineConfig, path, (*chosen, *arguments.set))
+    config = _train_settings(arguments)
     interface = None if arguments.robot is None else load_interface(arguments.robot)
     manifest = read_dataset_manifest(arguments.dataset)
     dataset = FlatDataset.from_contract(read_dataset(arguments.dataset, interface))
@@ -98,6 +93,25 @@ def train(argv: Sequence[str]) -> int:
         },
     )
     return 0
+
+
+def _train_settings(arguments: TrainArguments) -> OfflineConfig:
+    """Settings of a run; those of a resumed one are its own where nothing else is said.
+
+    Raises:
+        ConfigError: not usable; nothing to resume; the run is one of another method.
+    """
+    path, method = arguments.config, arguments.method
+    if path is None and arguments.resume:
+        path = saved_settings(arguments.run_dir, given=bool(method or arguments.set))
+        held = None if path is None else load_config(OfflineConfig, path).method
+        if method is not None and held is not None and held != method:
+            raise ConfigError(
+                f"{arguments.run_dir}: the run was made with method {held}, found --method "
+                f"{method}; resume it without --method, or start in another directory"
+            )
+    chosen = () if method is None else (f"method={method}",)
+    return load_config(OfflineConfig, path, (*chosen, *arguments.set))
 
 
 def parity(argv: Sequence[str]) -> int:

@@ -333,6 +333,23 @@ def load_config(kind: type[T], path: Path | None, overrides: Sequence[str] = ())
     return from_mapping(kind, mapping, str(path) if path is not None else kind.__name__)
 
 
+def saved_settings(run_dir: Path, *, given: bool) -> Path | None:
+    """Settings file of a run that is to be resumed; None where it left none and others are given.
+
+    Raises:
+        ConfigError: there is no run, and nothing says what a new one should be.
+    """
+    path = run_dir / "config.yaml"
+    if path.is_file():
+        return path
+    if not given:
+        raise ConfigError(
+            f"{path}: no such file, so there is no run to resume; check --run-dir, or start one "
+            "without --resume"
+        )
+    return None
+
+
 def _apply_override(mapping: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:

@@ -257,10 +257,20 @@ class OfflineTrainer:
             then["clone"] = metadata["agent"]
         for key in now:
             if key not in free and now[key] != then.get(key):
+                name, before, asked = _first_difference(key, then.get(key), now[key])
                 raise ConfigError(
-                    f"the run was made with other settings: {key} was {then.get(key)}, now "
-                    f"{now[key]}; resume with the run's own config.yaml"
+                    f"the run was made with other settings: {name} was {before}, now {asked}; "
+                    "resume with the run's own config.yaml"
                 )
+
+
+def _first_difference(name: str, then: Any, now: Any) -> tuple[str, Any, Any]:
+    """Dotted name of the first value that differs between two nested settings, and both values."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key, value in now.items():
+            if value != then.get(key):
+                return _first_difference(f"{name}.{key}", then.get(key), value)
+    return name, then, now
 
 
 def check_finite(metrics: Mapping[str, Tensor], stage: str, update: int) -> None:

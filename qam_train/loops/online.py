@@ -14,7 +14,7 @@ import tyro
 from qam_ros.contract.artifact import read_artifact
 from qam_ros.contract.dataset import read_dataset
 from qam_ros.contract.errors import ConfigError
-from qam_train.config import load_config
+from qam_train.config import load_config, saved_settings
 from qam_train.data.dataset import FlatDataset
 from qam_train.export import Provenance, export_version, find_checkpoint
 from qam_train.loops.finetune import FinetuneConfig, FinetuneLoop
@@ -47,9 +47,10 @@ class FinetuneArguments:
 def command(argv: Sequence[str]) -> int:
     """Fine-tune a policy in simulation, in one process."""
     arguments = tyro.cli(FinetuneArguments, prog="qam finetune", args=list(argv))
-    saved = arguments.run_dir / "config.yaml"
-    path = saved if arguments.resume and saved.is_file() else None
-    config = load_config(FinetuneConfig, arguments.config or path, arguments.set)
+    path = arguments.config
+    if path is None and arguments.resume:
+        path = saved_settings(arguments.run_dir, given=bool(arguments.set))
+    config = load_config(FinetuneConfig, path, arguments.set)
     torch.set_num_threads(config.learner.threads)
     torch.set_float32_matmul_precision(config.learner.matmul_precision)
     agent = restore_trained(find_checkpoint(arguments.checkpoint))

@@ -185,4 +185,7 @@ def test_command_leaves_an_artifact_that_runs(
     assert read_artifact(tmp_path / "run" / "artifact").manifest.policy_version == 3
     shutil.rmtree(tmp_path / "run" / "artifact")
     assert command([*arguments[:8], "--resume"]) == 0
+    elsewhere = [*arguments[:7], str(tmp_path / "nowhere"), "--resume"]
+    with pytest.raises(ConfigError, match="no run to resume"):
+        command(elsewhere)
     assert "policy in" in capsys.readouterr().out

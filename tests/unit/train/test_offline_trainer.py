@@ -112,8 +112,8 @@ def test_clone_of_other_settings_is_refused(small_config, small_data):
     held = Checkpoint(*trainer.behaviour_checkpoint())
     for changes, message in (
         ({"seed": 8}, "seed was 7, now 8"),
-        ({"agent": {"actor": {"widths": [4]}}}, "clone was"),
-        ({"behaviour": {"updates": 2}}, "behaviour was"),
+        ({"agent": {"actor": {"widths": [4]}}}, r"clone\.actor\.widths was"),
+        ({"behaviour": {"updates": 2}}, r"behaviour\.updates was 3, now 2"),
     ):
         other = OfflineTrainer(small_config("qam", **changes), small_data)
         with pytest.raises(ConfigError, match=message):

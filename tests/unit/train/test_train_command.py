@@ -156,6 +156,24 @@ def test_run_is_not_resumed_on_another_dataset(folder, contract_data):
         _train(folder, "--resume", data="more")
 
 
+def test_resuming_where_no_run_is_does_not_start_one_of_full_size(folder):
+    run = folder / "nowhere"
+    with pytest.raises(ConfigError, match="no run to resume"):
+        cli.train([str(folder / "data"), "--run-dir", str(run), "--resume"])
+    assert not run.exists()
+
+
+def test_run_is_not_resumed_with_another_method_or_setting_and_the_setting_is_named(
+    folder,
+):
+    _train(folder, "--method", "trqam")
+    run = [str(folder / "data"), "--run-dir", str(folder / "run"), "--resume"]
+    with pytest.raises(ConfigError, match="made with method trqam, found --method fql"):
+        cli.train([*run, "--method", "fql"])
+    with pytest.raises(ConfigError, match=r"agent\.dual\.budget was 0\.5, now 9\.0;"):
+        cli.train([*run, "--set", "agent.dual.budget=9"])
+
+
 def test_shorter_dataset_than_a_chunk_is_refused(folder):
     with pytest.raises(DatasetError, match="a chunk needs 60 rows, got 40"):
         _train(folder, "--set", "agent.chunk=60")
