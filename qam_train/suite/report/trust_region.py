@@ -119,7 +119,12 @@ def trust_region_figure(scores: Scores, tasks: Sequence[Task]) -> Figure | None:
     figure.supxlabel("offline updates, then environment steps online", fontsize=10)
     handles, labels = axes[_most_lines(axes[:columns])].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=min(3, columns),  # a row of three is wider than two columns
+        frameon=False,
+        fontsize=9,
     )
     return figure
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from qam_ros.contract.errors import ConfigError
 from qam_train.metrics import MetricsWriter
@@ -22,7 +23,7 @@ from qam_train.suite.report.panels import method_curves
 from qam_train.suite.report.published import Published
 from qam_train.suite.report.run import OFFLINE, ONLINE, Run, read_runs
 from qam_train.suite.report.scores import ALL, Scores
-from qam_train.suite.report.trust_region import read_trace
+from qam_train.suite.report.trust_region import read_trace, trust_region_figure
 
 SHORT = ("offline_updates=200", "online_steps=100", "evaluate_every=100")
 Points = Sequence[tuple[int, str, float]]
@@ -258,6 +259,23 @@ def test_the_trust_region_is_read_from_the_metrics(out: Path) -> None:
     assert trace.values["dual/kl_average"].tolist()[:2] == [30.0, 60.0]
     assert np.isnan(trace.values["dual/kl_estimate"][2])  # 0 has no place on a log axis
     assert trace.values["dual/budget"].tolist()[:2] == [0.5, 0.5]
+
+
+def test_the_legend_over_few_methods_fits_into_the_figure(out: Path) -> None:
+    (cell,) = [c for c in only_run(out).of("trqam", ("scene", 1)) if c.done]
+    log_trust_region(cell.path, budget=0.5)
+    tasks = [("scene", 1)]
+    for _ in range(2):  # one method with a trust region, then two
+        figure = trust_region_figure(scores_of(out), tasks)
+        assert figure is not None
+        FigureCanvasAgg(figure).draw()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0.0
+        assert box.x1 <= figure.bbox.x1
+        (qam,) = [
+            c for c in only_run(out).of("qam", ("scene", 1)) if c.config.seed == 1
+        ]
+        log_trust_region(qam.path, budget=0.5)
 
 
 def test_a_fixed_temperature_is_drawn_as_one_over_tau(out: Path) -> None:
