@@ -107,7 +107,9 @@ WORLDS: dict[str, WorldInfo] = {
     "humanoidmaze-giant": WorldInfo("humanoidmaze-giant", "humanoid", "humanoid"),
 }
 TASKS = range(1, 6)
-_SINGLETASK = re.compile(r"^(?P<world>.+?)-singletask(-task(?P<task>\d))?-v0$")
+_SINGLETASK = re.compile(  # with or without the word for a data set, as OGBench takes either
+    r"^(?P<world>.+?)(-(play|noisy|navigate|stitch|explore))?-singletask(-task(?P<task>\d))?-v0$"
+)
 
 
 def world_info(name: str) -> WorldInfo:

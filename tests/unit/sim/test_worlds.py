@@ -178,6 +178,8 @@ def test_unknown_worlds_and_tasks_are_refused_with_the_valid_names():
 def test_ogbench_names_are_understood():
     assert split_name("cube-single-singletask-task3-v0") == ("cube-single", 3)
     assert split_name("pointmaze-medium-singletask-v0") == ("pointmaze-medium", 1)
+    assert split_name("cube-single-play-singletask-task2-v0") == ("cube-single", 2)
+    assert split_name("antmaze-large-navigate-singletask-v0") == ("antmaze-large", 1)
     with pytest.raises(ConfigError, match="names task 3"):
         split_name("cube-single-singletask-task3-v0", 2)
 
