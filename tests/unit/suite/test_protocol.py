@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from qam_ros.contract.errors import ConfigError
-from qam_train.agents.registry import METHODS, find_method
+from qam_train.agents.registry import find_method
 from qam_train.config import AgentConfig
 from qam_train.suite.cell_config import cell_from_mapping, read_cell, write_cell
 from qam_train.suite.protocol import Protocol, load_protocol, merge
 
-TWENTY = set(METHODS) - {"flow_bc"}
+TWENTY = {  # those of the papers; a method of one's own needs an entry in one protocol only
+    "qam", "qam_edit", "qam_onestep", "trqam", "sqam", "bam", "fql", "ifql", "rebrac", "fawac", "fbrac",
+    "cgql", "cgql_m", "cgql_l", "qsm", "dac", "dsrl", "fedit", "rlpd", "rql",
+}  # fmt: skip
 NAVIGATION = {"antmaze-large", "antmaze-giant", "humanoidmaze-medium", "humanoidmaze-large"}  # fmt: skip
 
 
@@ -29,7 +32,7 @@ def p_tr() -> Protocol:
 @pytest.mark.parametrize("name", ["p_qam", "p_tr"])
 def test_every_method_has_settings_on_every_domain_and_task(name: str) -> None:
     protocol = load_protocol(name)
-    assert set(protocol.methods) == TWENTY
+    assert set(protocol.methods) >= TWENTY
     assert len(protocol.domains) == 10
     for method in protocol.methods:
         for domain in protocol.domains:
@@ -42,7 +45,7 @@ def test_every_method_has_settings_on_every_domain_and_task(name: str) -> None:
 
 def test_small_has_every_method_on_one_task() -> None:
     small = load_protocol("small")
-    assert set(small.methods) == TWENTY
+    assert set(small.methods) >= TWENTY
     assert small.domains == ("cube-single",)
     assert small.tasks("cube-single") == (1,)
     assert small.published == "none"
