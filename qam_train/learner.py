@@ -349,7 +349,7 @@ class LearnerCore:
 
 
 def check_deployed(agent: Agent, artifact: Artifact) -> None:
-    """Refuse an artifact whose graph does not take the agent's weights.
+    """Refuse an artifact that was exported from another method or does not take the agent's weights.
 
     Raises:
         ConfigError: it was exported from another method, or from nets of other sizes.
@@ -362,8 +362,9 @@ def check_deployed(agent: Agent, artifact: Artifact) -> None:
     else:
         ours = {name: value.shape for name, value in weights.items()}
         fits = ours == manifest.graph.weight_shapes
+    fits = fits and manifest.algorithm == agent.algorithm
     if not fits:
         raise ConfigError(
-            f"the artifact is of method '{manifest.algorithm}' and its graph does not take the weights "
-            f"of the '{agent.algorithm}' agent; export an artifact from the same checkpoint"
+            f"the artifact is of method '{manifest.algorithm}', its graph is not that of this "
+            f"'{agent.algorithm}' agent; export an artifact from the same checkpoint"
         )

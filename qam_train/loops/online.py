@@ -36,6 +36,10 @@ class FinetuneArguments:
     """Directory of the run; created."""
     config: Path | None = None
     """YAML settings. With --resume: the run's own config.yaml."""
+    world: str = ""
+    """World to play in, e.g. pointmaze-medium, in place of the settings' own."""
+    task: int | None = None
+    """Its task, 1 to 5."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Override of one setting, dotted.key=value, e.g. learner.utd=2; may be repeated."""
     resume: bool = False
@@ -50,7 +54,9 @@ def command(argv: Sequence[str]) -> int:
     path = arguments.config
     if path is None and arguments.resume:
         path = saved_settings(arguments.run_dir, given=bool(arguments.set))
-    config = load_config(FinetuneConfig, path, arguments.set)
+    named = {"world": arguments.world or None, "task": arguments.task}
+    words = [f"{name}={value}" for name, value in named.items() if value is not None]
+    config = load_config(FinetuneConfig, path, (*arguments.set, *words))
     torch.set_num_threads(config.learner.threads)
     torch.set_float32_matmul_precision(config.learner.matmul_precision)
     agent = restore_trained(find_checkpoint(arguments.checkpoint))

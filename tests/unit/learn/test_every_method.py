@@ -159,3 +159,11 @@ def test_artifact_of_another_method_is_refused_before_training(
     artifact = export(make_agent("rebrac"))
     with pytest.raises(ConfigError, match="is of method 'rebrac'"):
         _core(make_agent(name), artifact, offline, tmp_path)
+
+
+def test_an_artifact_of_another_method_with_the_same_graph_is_refused(
+    make_agent, export, offline, tmp_path
+):
+    artifact, run_dir = export(make_agent("trqam")), tmp_path / "run"
+    with pytest.raises(ConfigError, match="of method 'trqam'.*'qam' agent"):
+        FinetuneLoop(CONFIG, make_agent("qam"), artifact, offline, run_dir)
