@@ -165,5 +165,5 @@ def test_an_artifact_of_another_method_with_the_same_graph_is_refused(
     make_agent, export, offline, tmp_path
 ):
     artifact, run_dir = export(make_agent("trqam")), tmp_path / "run"
-    with pytest.raises(ConfigError, match="of method 'trqam'.*'qam' agent"):
+    with pytest.raises(ConfigError, match=r"of method 'trqam'.*'qam' agent"):
         FinetuneLoop(CONFIG, make_agent("qam"), artifact, offline, run_dir)
