@@ -252,7 +252,7 @@ class PolicyCore:
     def look_ahead(self) -> None:
         """With a planner: begin the next chunk when it is time; call after the proposal is out.
 
-        That is so many ticks before the present chunk's actions are used up as chunks took lately.
+        That is a tick earlier than the slowest of the last chunks would have needed.
         Weights are exchanged here, since nothing is being sampled.
         """
         planner = self._planner
@@ -262,7 +262,7 @@ class PolicyCore:
             self._exchange()
             return
         slowest_ns = max(self._slowness_ns, default=0)
-        if self._queue.left > 1 + -(-slowest_ns // self._period_ns):
+        if self._queue.left > -(-slowest_ns // self._period_ns):
             return
         self._exchange()
         noise = self._generator.standard_normal(self._noise_size, dtype=np.float32)
