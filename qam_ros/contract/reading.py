@@ -13,6 +13,11 @@ import yaml
 from qam_ros.contract.errors import InterfaceError, QamError, nearest
 
 MAX_YAML_BYTES: Final = 4 * 1024 * 1024
+_UNREADABLE: Final = (
+    *(yaml.YAMLError, RecursionError),
+    # What the constructors raise on values that only look like dates, numbers or flags.
+    *(ValueError, KeyError, TypeError, AttributeError, OverflowError),
+)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -63,7 +68,7 @@ def parse_yaml(text: str, where: str, error: type[QamError]) -> dict[str, Any]:
     loader = _StrictLoader(text)
     try:
         value = loader.get_single_data()
-    except yaml.YAMLError as problem:
+    except _UNREADABLE as problem:
         raise error(
             f"{where}: not valid YAML: {_describe(problem)}; the file may be truncated"
         ) from problem
@@ -76,8 +81,10 @@ def parse_yaml(text: str, where: str, error: type[QamError]) -> dict[str, Any]:
     return value
 
 
-def _describe(problem: yaml.YAMLError) -> str:
+def _describe(problem: Exception) -> str:
     """One line: place and problem."""
+    if isinstance(problem, RecursionError):
+        return "nested too deep"
     if not isinstance(problem, yaml.MarkedYAMLError):
         return str(problem)
     mark = problem.problem_mark
@@ -160,7 +167,10 @@ def read_number(
             else ""
         )
         raise error(f"{where}: expected a number, found {value!r}{hint}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        number = math.nan
     if not math.isfinite(number) and not (infinite and number == math.inf):
         allowed = "a finite number or .inf" if infinite else "a finite number"
         raise error(f"{where}: expected {allowed}, found {number}")
@@ -205,9 +215,11 @@ def read_names(
     names = tuple(
         read_text(item, f"{where}[{index}]", error) for index, item in enumerate(value)
     )
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise error(f"{where}: name '{twice[0]}' is given twice; names must differ")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise error(f"{where}: name '{name}' is given twice; names must differ")
+        seen.add(name)
     return names
 
 
