@@ -172,10 +172,15 @@ def verify(sampler: Sampler, artifact: Artifact) -> float:
         Largest absolute difference to the expected chunks.
 
     Raises:
-        ArtifactError: it exceeds the artifact's tolerance.
+        ArtifactError: it exceeds the artifact's tolerance, or the graph fails when it runs.
     """
     golden = artifact.golden
-    chunks = sampler.sample_all(golden.observations, golden.noise)
+    try:
+        chunks = sampler.sample_all(golden.observations, golden.noise)
+    except Exception as problem:
+        raise ArtifactError(
+            f"policy.onnx: the graph fails on {sampler.backend} when it runs: {problem}"
+        ) from problem
     error = float(np.abs(chunks - golden.chunks).max())
     tolerance = artifact.manifest.tolerance
     if not error <= tolerance:
@@ -204,6 +209,8 @@ def _session(data: bytes, threads: int) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     # A spinning thread would eat the core that the guard needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Never its own format, which the checks do not read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return onnxruntime.InferenceSession(
             data, options, providers=["CPUExecutionProvider"]

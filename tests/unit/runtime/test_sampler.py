@@ -77,6 +77,17 @@ def test_verification_accepts_the_artifact_and_names_the_error_otherwise(artifac
         verify(OnnxSampler(artifact), wrong)
 
 
+def test_a_graph_that_fails_when_it_runs_is_named(artifact):
+    class Failing(OnnxSampler):
+        def sample(self, observation, noise):
+            raise RuntimeError("no such element")
+
+    with pytest.raises(
+        ArtifactError, match="fails on .* when it runs: no such element"
+    ):
+        verify(Failing(artifact), artifact)
+
+
 def test_swapping_weights_of_the_papers_size_takes_less_than_a_session(helpers):
     from qam_ros.contract.interface import load_interface
 
