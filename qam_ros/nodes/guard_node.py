@@ -41,7 +41,7 @@ from qam_ros.runtime.guard_config import guard_config
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.guard_log import GuardLog
 from qam_ros.runtime.guard_types import GuardOutput
-from qam_ros.runtime.realtime import enter
+from qam_ros.runtime.realtime import enter_others
 
 LOG_FILE: Final = "guard.log"
 
@@ -104,8 +104,8 @@ class GuardNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start commanding. Active follows."""
         assert self._control is not None
-        if not self._lockstep:  # this thread, too: it holds the interpreter at times
-            enter(self._realtime.below())
+        if not self._lockstep:
+            enter_others(self._realtime)
         self._control.start()
         return super().on_activate(state)
 

@@ -40,7 +40,7 @@ from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, sp
 from qam_ros.nodes.sensors import observed_codecs
 from qam_ros.runtime.planner import ThreadPlanner
 from qam_ros.runtime.policy import Candidate, PolicyCore
-from qam_ros.runtime.realtime import enter
+from qam_ros.runtime.realtime import enter, enter_others
 from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_ros.runtime.update_parts import Offer
 from qam_ros.runtime.updates import PolicyUpdates
@@ -150,8 +150,9 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start proposing. Active follows."""
         assert self._control is not None
-        if not self._lockstep:  # this thread, too: it holds the interpreter at times
-            enter(self._realtime.below())
+        if not self._lockstep:
+            worker = self._worker and self._worker.native_id
+            enter_others(self._realtime, ordinary=(worker,) if worker else ())
         self._control.start()
         self._publish_status(self._updates.status)
         return super().on_activate(state)

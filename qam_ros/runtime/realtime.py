@@ -8,13 +8,14 @@ Asked for by parameters, because they can starve others: SCHED_FIFO, cores, lock
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -84,6 +85,27 @@ def enter(settings: RealTime) -> tuple[str, ...]:
     if settings.lock_memory:
         problems.append(_lock_memory())
     return tuple(problem for problem in problems if problem)
+
+
+def enter_others(settings: RealTime, ordinary: Collection[int] = ()) -> None:
+    """Put every thread that the process has now one priority below a control thread.
+
+    Callbacks hold the interpreter at times and threads of DDS hold locks of a publisher: where these
+    are pushed aside by somebody else's work, the control thread waits for them at any priority. What
+    is refused is not repeated here: the control thread says it.
+
+    Args:
+        settings: of the control thread, which is started after this.
+        ordinary: native ids of threads that are left as they are.
+    """
+    if settings.priority == 0:
+        _set_timer_slack()
+        return
+    param = os.sched_param(settings.below().priority)
+    for task in {int(path.name) for path in Path("/proc/self/task").iterdir()}:
+        if task not in ordinary:
+            with contextlib.suppress(OSError):  # not allowed, or it has ended
+                os.sched_setscheduler(task, os.SCHED_FIFO, param)
 
 
 def describe() -> str:

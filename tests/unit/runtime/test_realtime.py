@@ -6,12 +6,19 @@ import gc
 import os
 import resource
 import sys
+import threading
 
 import pytest
 
 from qam_ros.contract.errors import ConfigError
 from qam_ros.runtime import realtime
-from qam_ros.runtime.realtime import QuietInterpreter, RealTime, enter, parse_cores
+from qam_ros.runtime.realtime import (
+    QuietInterpreter,
+    RealTime,
+    enter,
+    enter_others,
+    parse_cores,
+)
 
 
 class FakeSystem:
@@ -89,6 +96,30 @@ def test_one_below_keeps_the_order_of_threads():
     assert RealTime(priority=20, cores=frozenset({1})).below() == RealTime(priority=19)
     assert RealTime(priority=1).below().priority == 1
     assert RealTime().below().priority == 0
+
+
+def test_all_other_threads_go_one_below_except_those_named(monkeypatch):
+    system = FakeSystem(monkeypatch)
+    changed = {}
+    monkeypatch.setattr(
+        os, "sched_setscheduler", lambda task, _, p: changed.update({task: p})
+    )
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    enter_others(RealTime(priority=20), ordinary={threads[1].native_id})
+    enter_others(RealTime())
+    done.set()
+    assert changed[threads[0].native_id].sched_priority == 19
+    assert os.getpid() in changed
+    assert threads[1].native_id not in changed
+    assert system.calls == []
+
+
+def test_others_are_left_alone_without_the_right(monkeypatch):
+    FakeSystem(monkeypatch, right=False)
+    enter_others(RealTime(priority=20))
 
 
 def test_garbage_is_collected_after_ticks_only_and_everything_is_put_back():
