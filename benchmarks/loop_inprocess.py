@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -239,7 +240,7 @@ class InProcess:
 
 
 def part_of(
-    series: Mapping[str, np.ndarray[tuple[int], np.dtype[np.int64]]],
+    series: Mapping[str, np.ndarray[Any, Any]],
     from_ns: int,
     seconds: float,
     period_ns: int,

@@ -48,7 +48,7 @@ class LightPlant:
         self._run_dir = run_dir
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
-        self._sensors = {
+        self._sensors: dict[str, tuple[Any, Any]] = {
             topic: (
                 codec,
                 self.node.create_publisher(codec.message_type, topic, qos.SENSOR_OUT),

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy's control thread in real time, with a clock of its own: no test here waits for anything."""
 
+import time
+
 import numpy as np
 import pytest
 
 from qam_ros.nodes.policy_control import PolicyControl
+from qam_ros.runtime.planner import ThreadPlanner
 from qam_ros.runtime.policy import Candidate, PolicyCore
 from qam_ros.runtime.realtime import RealTime
 from qam_ros.runtime.sampler import OnnxSampler
@@ -157,6 +160,21 @@ def test_a_slow_sampler_in_the_tick_costs_the_first_actions_of_its_chunk(
     for proposal, published_ns in zip(rig.proposals, rig.published_ns, strict=True):
         planned_ns = proposal.stamp_ns + proposal.chunk_index * T
         assert abs(published_ns - planned_ns) < 0.5 * T
+
+
+def test_chunks_made_ahead_by_a_thread_keep_ticks_in_time(helpers, artifact):
+    """The sampler's own thread, in virtual time: it may take as long as it wants."""
+    sampler = OnnxSampler(artifact)
+    planner = ThreadPlanner(sampler)
+    rig = Rig(helpers, artifact, core={"planner": planner, "replan_every": 1})
+    rig.each = lambda _: time.sleep(0.002)
+    rig.run(60)
+    planner.close()
+    timing = rig.control.timing
+    assert (timing.late, timing.skipped) == (0, 0)
+    acting = [p for p in rig.proposals if p.action.size]
+    assert len(acting) > 40
+    assert {p.chunk_index for p in acting} <= {1, 2}
 
 
 def run_with_swaps(helpers, artifact, ticks, swaps):

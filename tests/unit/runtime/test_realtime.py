@@ -59,6 +59,21 @@ def test_nothing_asked_for_is_nothing_done(monkeypatch):
     assert system.calls == []
 
 
+def test_an_ordinary_thread_keeps_its_scheduler_and_niceness():
+    seen = []
+
+    def body():
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        assert enter(RealTime()) == ()
+        after = os.getpriority(os.PRIO_PROCESS, 0)
+        seen.append((os.sched_getscheduler(0), after - nice))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(os.SCHED_OTHER, 0)]
+
+
 def test_priority_and_cores_are_set_for_the_calling_thread(monkeypatch):
     system = FakeSystem(monkeypatch)
     assert enter(RealTime(priority=20, cores=frozenset({1, 2}))) == ()
