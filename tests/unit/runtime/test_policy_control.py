@@ -162,19 +162,28 @@ def test_a_slow_sampler_in_the_tick_costs_the_first_actions_of_its_chunk(
         assert abs(published_ns - planned_ns) < 0.5 * T
 
 
-def test_chunks_made_ahead_by_a_thread_keep_ticks_in_time(helpers, artifact):
-    """The sampler's own thread, in virtual time: it may take as long as it wants."""
-    sampler = OnnxSampler(artifact)
-    planner = ThreadPlanner(sampler)
+def test_chunks_made_ahead_by_a_thread_begin_with_the_action_of_the_next_tick(
+    helpers, artifact
+):
+    """The sampler's own thread; virtual time waits for it."""
+    planner = ThreadPlanner(OnnxSampler(artifact))
     rig = Rig(helpers, artifact, core={"planner": planner, "replan_every": 1})
-    rig.each = lambda _: time.sleep(0.002)
+    sleep = rig.clock.sleep_until
+
+    def sleep_until(deadline_ns):
+        while planner.busy and planner._result is None:
+            time.sleep(0.0005)
+        sleep(deadline_ns)
+
+    rig.clock.sleep_until = sleep_until
     rig.run(60)
     planner.close()
     timing = rig.control.timing
     assert (timing.late, timing.skipped) == (0, 0)
-    acting = [p for p in rig.proposals if p.action.size]
-    assert len(acting) > 40
-    assert {p.chunk_index for p in acting} <= {1, 2}
+    assert rig.proposals[0].action.size == 0
+    assert [p.chunk_index for p in rig.proposals[1:]] == [1] * 59
+    assert [p.chunk_id for p in rig.proposals[1:]] == list(range(59))
+    assert rig.core.skipped_actions == 59
 
 
 def run_with_swaps(helpers, artifact, ticks, swaps):
