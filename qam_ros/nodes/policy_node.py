@@ -38,6 +38,7 @@ from qam_ros.nodes.policy_control import PolicyControl
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
 from qam_ros.nodes.sensors import observed_codecs
+from qam_ros.runtime.backends import open_sampler
 from qam_ros.runtime.planner import ThreadPlanner
 from qam_ros.runtime.policy import Candidate, PolicyCore
 from qam_ros.runtime.realtime import enter, enter_others
@@ -63,6 +64,7 @@ class PolicySettings(RealTimeSettings):
     swap_budget: float
     hmac_key: str
     threads: int
+    backend: str
 
 
 TABLE: Final = (
@@ -108,6 +110,11 @@ TABLE: Final = (
     Parameter("hmac_key", "", "File with the key that updates must be signed with."),
     Parameter(
         "threads", 1, "Threads inside an operator of the network.", low=1, high=64
+    ),
+    Parameter(
+        "backend",
+        "onnx",
+        "What runs the network: onnx, onnx-cuda, or tensorrt after qam compile.",
     ),
 )
 
@@ -197,7 +204,7 @@ class PolicyNode(LifecycleNode):
         interface = artifact.interface
         if settings.robot:
             interface = load_interface(settings.robot, settings.overlay or None)
-        sampler = OnnxSampler(artifact, settings.threads)
+        sampler = open_sampler(artifact, settings.backend, threads=settings.threads)
         error = verify(sampler, artifact)
         if settings.sample_ahead and not self._lockstep:
             below = self._realtime.below()
@@ -221,7 +228,7 @@ class PolicyNode(LifecycleNode):
         )
         self.get_logger().info(
             f"policy version {core.version} of run {artifact.manifest.run_id}, golden chunks within "
-            f"{error:.1e}, seed {settings.seed}, session {core.session.hex()}"
+            f"{error:.1e} on {sampler.backend}, seed {settings.seed}, session {core.session.hex()}"
         )
         return core
 
