@@ -65,15 +65,16 @@ def parse_yaml(text: str, where: str, error: type[QamError]) -> dict[str, Any]:
         raise error(
             f"{where}: {len(text)} characters, at most {MAX_YAML_BYTES} are read"
         )
-    loader = _StrictLoader(text)
     try:
-        value = loader.get_single_data()
+        loader = _StrictLoader(text)  # refuses control characters already
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
     except _UNREADABLE as problem:
         raise error(
             f"{where}: not valid YAML: {_describe(problem)}; the file may be truncated"
         ) from problem
-    finally:
-        loader.dispose()
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise error(
             f"{where}: expected a mapping of names, found {type(value).__name__}"

@@ -57,7 +57,7 @@ def test_mistakes_that_yaml_itself_stumbles_over_are_refused(copied: Path) -> No
     text = (copied / "manifest.yaml").read_text()
     for value in (
         *("2001-99-99", "!!int x", "!!float x", "!!bool x", "!!timestamp x"),
-        *("[" * 3000, "9" * 5000, "!!python/object/apply:os.system [id]"),
+        *("[" * 3000, "\0", "9" * 5000, "!!python/object/apply:os.system [id]"),
     ):
         changed = text.replace("run_id: sample", f"run_id: {value}")
         assert changed != text

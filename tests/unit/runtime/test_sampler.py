@@ -83,7 +83,7 @@ def test_a_graph_that_fails_when_it_runs_is_named(artifact):
             raise RuntimeError("no such element")
 
     with pytest.raises(
-        ArtifactError, match="fails on .* when it runs: no such element"
+        ArtifactError, match=r"fails on .* when it runs: no such element"
     ):
         verify(Failing(artifact), artifact)
 
