@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import tempfile
@@ -145,6 +146,7 @@ def _made(
 ) -> Variant:
     """Make a variant, run it once, and see what memory that took."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else freed memory is used again and nothing grows
     before = _resident()
     run, exchange = make()
     run(artifact.golden.observations[0], artifact.golden.noise[0])
