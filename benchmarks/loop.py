@@ -4,8 +4,8 @@
 Per rate, in turns: a bare loop that sleeps to the same deadlines and does nothing else (what machine
 and interpreter allow); policy and guard on the in-process bus, ONNX sampler included; policy, guard
 and a light plant as processes on ROS 2. Each with ordinary scheduling and, where the user may, with
-SCHED_FIFO. A tick is late when it has published more than a fifth of a period after its deadline;
-deadlines that were missed altogether count as late, too. Jitter is the absolute difference of a
+SCHED_FIFO. A tick is late when it has published its proposal more than a fifth of a period after its
+deadline; deadlines that were missed altogether count as late, too. Jitter is the absolute difference of a
 tick's period to the control period.
 """
 

@@ -139,8 +139,24 @@ def run_bare(period_ns: int, seconds: float, realtime: RealTime) -> Part:
     return Part(seconds, period_ns, starts, lateness, np.zeros(0), share, {})
 
 
+class BusClock(SteadyClock):
+    """Delivers what is on the bus before it sleeps: the guard answers when the proposal is out.
+
+    Args:
+        bus: the bus of policy and guard.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def sleep_until(self, deadline_ns: int) -> None:
+        """Deliver, then wait for a monotonic time [ns]."""
+        self._bus.spin()
+        super().sleep_until(deadline_ns)
+
+
 class InProcess:
-    """Policy and guard on the in-process bus; a second thread plays the robot.
+    """Policy and guard on the in-process bus and one thread; a second thread plays the robot.
 
     Args:
         artifact: the policy, with the control period to measure.
@@ -183,6 +199,7 @@ class InProcess:
             lockstep=False,
             phase_offset_ns=self.period_ns // LATE,
             realtime=realtime,
+            steady=BusClock(self._bus),
         )
 
     def run(self, seconds: float) -> Part:
@@ -211,7 +228,6 @@ class InProcess:
 
     def _publish(self, proposal: ActionProposal) -> None:
         self._bus.publish("action_proposal", proposal)
-        self._bus.spin()
         self._cpu.append((time.monotonic_ns(), time.thread_time()))
 
     def _on_proposal(self, proposal: ActionProposal) -> None:
