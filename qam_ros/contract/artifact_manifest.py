@@ -159,20 +159,7 @@ def read_manifest(mapping: Mapping[str, Any], where: str) -> ArtifactManifest:
             expected=ARTIFACT_VERSION,
         )
     check_keys(mapping, _KEYS, (), where, ArtifactError)
-    try:
-        interface = read_interface(
-            _mapping(mapping["interface"], f"{where}, interface"), where
-        )
-    except InterfaceError as problem:
-        raise ArtifactError(str(problem), **problem.details) from problem
-    for name in ("semantic_hash", "deployment_hash", "control_period_s"):
-        if mapping[name] != getattr(interface, name):
-            raise ArtifactError(
-                f"{where}: {name} is {mapping[name]}, its interface has "
-                f"{getattr(interface, name)}; the manifest was changed by hand, export again",
-                found=mapping[name],
-                expected=getattr(interface, name),
-            )
+    interface = _read_interface(mapping, where)
 
     def text(name: str) -> str:
         return read_text(mapping[name], f"{where}, {name}", ArtifactError)
@@ -212,6 +199,25 @@ def read_manifest(mapping: Mapping[str, Any], where: str) -> ArtifactManifest:
         )
     check_graph(manifest, where)
     return manifest
+
+
+def _read_interface(mapping: Mapping[str, Any], where: str) -> RobotInterface:
+    """The interface inside, which must have the hashes and the period that the manifest states."""
+    try:
+        interface = read_interface(
+            _mapping(mapping["interface"], f"{where}, interface"), where
+        )
+    except InterfaceError as problem:
+        raise ArtifactError(str(problem), **problem.details) from problem
+    for name in ("semantic_hash", "deployment_hash", "control_period_s"):
+        if mapping[name] != getattr(interface, name):
+            raise ArtifactError(
+                f"{where}: {name} is {mapping[name]}, its interface has "
+                f"{getattr(interface, name)}; the manifest was changed by hand, export again",
+                found=mapping[name],
+                expected=getattr(interface, name),
+            )
+    return interface
 
 
 def check_graph(manifest: ArtifactManifest, where: str) -> None:
