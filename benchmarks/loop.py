@@ -1,251 +1,241 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jitter of the control tick: how evenly ticks follow each other, and how late they start.
+"""How well the control loop keeps its rate: late ticks, jitter, observation to command, CPU share.
 
-Ours: the policy node's control thread with policy and guard cores, fed with sensor values by a second
-thread, ONNX sampler included. Baseline: a bare loop that only sleeps until the same absolute
-deadlines, which shows what the machine itself allows. Both run in turns. Jitter is the absolute
-difference of a tick's period to the control period. With --ros the real-time graph of separate
-processes (plant, guard, policy, stream) is measured too, from the files its nodes leave.
-Ratio = ours / baseline (p99).
+Per rate, in turns: a bare loop that sleeps to the same deadlines and does nothing else (what machine
+and interpreter allow); policy and guard on the in-process bus, ONNX sampler included; policy, guard
+and a light plant as processes on ROS 2. Each with ordinary scheduling and, where the user may, with
+SCHED_FIFO. A tick is late when it has published its proposal more than a fifth of a period after its
+deadline; deadlines that were missed altogether count as late, too. Jitter is the absolute difference of a
+tick's period to the control period.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from loop_inprocess import InProcess, LoopOptions, Part, may_use, run_bare
 from made_up import random_artifact
 from measuring import machine, report
 
-from qam_ros.contract.artifact import Artifact, write_artifact
-from qam_ros.contract.interface import RobotInterface, load_interface
-from qam_ros.contract.messages import ActionProposal, EpisodeEvent
-from qam_ros.contract.transition import EpisodeKind
-from qam_ros.nodes.policy_control import PolicyControl
-from qam_ros.runtime.guard_config import guard_config
-from qam_ros.runtime.guard_core import GuardCore
-from qam_ros.runtime.policy import PolicyCore
-from qam_ros.runtime.sampler import OnnxSampler
-from qam_ros.runtime.timing import periods, read_timing
+from qam_ros.contract.artifact import Artifact
+from qam_ros.contract.interface import load_interface
+from qam_ros.runtime.realtime import RealTime
 
-WIDTHS = (256, 256)
-Values = np.ndarray[tuple[int], np.dtype[np.float64]]
+BARE, BUS, ROS = "bare loop", "in-process bus", "ROS 2"
+FIFO = RealTime(priority=20)
+COLUMNS = (
+    "rate [Hz]",
+    "scheduling",
+    "loop",
+    "achieved [Hz]",
+    "late [%]",
+    "late - bare [points]",
+    "missed",
+    "jitter p50 [us]",
+    "jitter p99 [us]",
+    "jitter max [us]",
+    "command p50 [us]",
+    "command p99 [us]",
+    "command max [us]",
+    "CPU [%]",
+)
+SHARE_COLUMNS = (
+    "rate [Hz]",
+    "scheduling",
+    "loop",
+    "time goes into",
+    "p50",
+    "p99",
+    "max",
+)
+LIMITS = """What limits what:
+  bare loop             wake-up of a sleeping thread: the kernel and what else runs on the machine.
+  in-process - bare     ours: sampler, guard, assembly of messages, and the interpreter lock that the
+                        control thread shares with the thread that plays the robot.
+  ROS 2 - in-process    rclpy: conversion and serialisation of messages, DDS threads, and an executor
+                        thread that takes the interpreter lock for every message that comes in.
+  wait for late sensors DDS and the plant's process: the tick waits up to a quarter of a period.
+Command is the time from an observation's stamp to the command sent; a fifth of a period of it (at most
+4 ms) is the offset from stamp to deadline. CPU is of one core: control thread in-process, the whole
+processes policy and guard on ROS 2."""
 
 
-def sensor_values(interface: RobotInterface) -> dict[str, dict[str, Values]]:
-    """A resting robot: every field of every topic."""
-    values: dict[str, dict[str, Values]] = {}
-    sources = [(b.source, b.raw_size) for b in interface.observation]
-    for source, size in sources:
-        field = np.full(size, 0.3)
-        values.setdefault(source.topic, {})[source.field] = field
-    return values
+@dataclasses.dataclass
+class Measured:
+    """Parts of one variant, and what was seen of other processes."""
 
-
-def run_bare(period_ns: int, seconds: float) -> tuple[Values, Values]:
-    """Periods and lateness [ns] of a loop that does nothing but sleep."""
-    start_ns = time.monotonic_ns() + period_ns
-    ticks, late = [], []
-    for index in range(round(seconds * 1e9 / period_ns)):
-        deadline_ns = start_ns + index * period_ns
-        time.sleep(max(0, deadline_ns - time.monotonic_ns()) * 1e-9)
-        ticks.append(time.monotonic_ns())
-        late.append(ticks[-1] - deadline_ns)
-    return _periods(np.array(ticks)), np.array(late, dtype=float)
-
-
-def run_control(artifact: Artifact, seconds: float) -> tuple[Values, Values, Values]:
-    """Periods, lateness and work [ns] of the control thread with policy and guard."""
-    interface = artifact.interface
-    period_ns = round(interface.control_period_s * 1e9)
-    guard = GuardCore(guard_config(interface), lockstep=False)
-    work: list[int] = []
-
-    def publish(proposal: ActionProposal) -> None:
-        now_ns = time.monotonic_ns()
-        guard.tick(now_ns, proposal, now_ns)
-        work.append(time.monotonic_ns() - now_ns + control.core.sample_ns)
-
-    control = PolicyControl(
-        PolicyCore(artifact, OnnxSampler(artifact), 0, lockstep=False),
-        publish=publish,
-        swapped=lambda _swap: None,
-        bad_chunk=lambda: None,
-        clock_ns=time.monotonic_ns,
-        lockstep=False,
-        phase_offset_ns=period_ns // 5,
+    parts: list[Part] = dataclasses.field(default_factory=list)
+    shares: dict[str, list[Any]] = dataclasses.field(
+        default_factory=lambda: defaultdict(list)
     )
-    stop = threading.Event()
-    values = sensor_values(interface)
-
-    def feed() -> None:
-        stamp_ns = time.monotonic_ns()
-        flags = {"terminated": False, "truncated": False, "success": False}
-        event = EpisodeEvent(
-            stamp_ns=stamp_ns,
-            episode=1,
-            kind=EpisodeKind.START,
-            steps=0,
-            episode_return=0.0,
-            **flags,
-        )
-        control.on_event(event)
-        guard.on_event(event)
-        while not stop.wait(max(0, stamp_ns - time.monotonic_ns()) * 1e-9):
-            guard.on_measured(stamp_ns, values)
-            control.on_observation(stamp_ns, values)
-            stamp_ns += period_ns
-
-    feeder = threading.Thread(target=feed)
-    feeder.start()
-    control.start()
-    time.sleep(seconds)
-    control.stop()
-    stop.set()
-    feeder.join()
-    with tempfile.TemporaryDirectory() as folder:
-        control.timing.write(Path(folder))
-        series = read_timing(Path(folder) / "policy_timing.npz")
-    lateness = series["lateness_ns"].astype(float)
-    return _periods(series["tick_ns"]), lateness, np.array(work, float)
-
-
-def run_graph(artifact: Artifact, seconds: float) -> tuple[Values, Values, Values]:
-    """Periods, lateness and observation-to-command latency [ns] of the graph on ROS 2."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_artifact(
-            Path(folder) / "artifact",
-            artifact.manifest,
-            artifact.onnx_bytes,
-            artifact.weights,
-            artifact.golden,
-        )
-        run_dir = Path(folder) / "run"
-        arguments = {
-            "artifact": f"{folder}/artifact",
-            "run_dir": str(run_dir),
-            "pace": "realtime",
-            "learn": "false",
-        }
-        program = "import sys; from qam_ros.cli import main; sys.exit(main())"
-        command = ["-c", program, "up", "sim_finetune"]
-        command += [f"{name}:={value}" for name, value in arguments.items()]
-        process = subprocess.Popen([sys.executable, *command])
-        try:
-            wait_for_ticks(run_dir, 60.0)
-            time.sleep(seconds)
-        finally:
-            process.terminate()
-            process.wait(30.0)
-        policy = read_timing(run_dir / "policy_timing.npz")
-        guard = read_timing(run_dir / "guard_timing.npz")
-    kept = slice(40, None)  # discovery and first chunks
-    return (
-        _periods(policy["tick_ns"])[kept],
-        policy["lateness_ns"][kept].astype(float),
-        guard["latency_ns"][kept].astype(float),
+    processes: dict[str, list[float]] = dataclasses.field(
+        default_factory=lambda: defaultdict(list)
     )
 
+    def add(self, part: Part) -> None:
+        """Take in a part."""
+        self.parts.append(part)
+        for name, values in part.shares.items():
+            self.shares[name].append(values)
 
-def _periods(ticks_ns: np.ndarray[Any, Any]) -> Values:
-    return periods(ticks_ns.astype(np.int64)).astype(float)
+    @property
+    def late_percent(self) -> float:
+        """Late and missed deadlines of all deadlines [%]."""
+        missed = sum(part.missed for part in self.parts)
+        late = sum(part.late_ticks for part in self.parts)
+        return (
+            100.0 * (late + missed) / (missed + sum(len(p.ticks) for p in self.parts))
+        )
+
+    def row(self, bare: Measured) -> tuple[object, ...]:
+        """Figures of the table, from "achieved" on."""
+        seconds = sum(part.seconds for part in self.parts)
+        jitter = [np.abs(np.diff(p.ticks) - p.period_ns) for p in self.parts]
+        return (
+            sum(len(part.ticks) for part in self.parts) / seconds,
+            self.late_percent,
+            self.late_percent - bare.late_percent,
+            sum(part.missed for part in self.parts),
+            *quantiles(jitter),
+            *quantiles([part.latency for part in self.parts]),
+            100.0 * sum(part.cpu_s for part in self.parts) / seconds,
+        )
 
 
-def wait_for_ticks(run_dir: Path, timeout_s: float) -> None:
-    """Wait until the guard logs ticks.
-
-    Raises:
-        TimeoutError: it does not.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    log = run_dir / "guard.log"
-    while not (log.is_file() and log.stat().st_size > 2000):
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"no ticks in {log} within {timeout_s} s")
-        time.sleep(0.2)
+def quantiles(values: Sequence[Any]) -> tuple[float | None, ...]:
+    """p50, p99 and maximum of series in nanoseconds, as microseconds; None without values."""
+    together = np.concatenate([np.asarray(v, float) for v in values])
+    if together.size == 0:
+        return (None, None, None)
+    return tuple(float(q) for q in np.quantile(together * 1e-3, (0.5, 0.99, 1.0)))
 
 
-def figures(values: Values, scale: float = 1e-3) -> tuple[float, float, float]:
-    """p50, p99 and maximum."""
-    p50, p99, top = np.quantile(values * scale, (0.5, 0.99, 1.0))
-    return float(p50), float(p99), float(top)
+def measure(
+    artifact: Artifact,
+    seconds: float,
+    options: LoopOptions,
+    realtime: RealTime,
+    *,
+    ros: bool,
+) -> dict[str, Callable[[Measured], None]]:
+    """The loops of one rate, each as a function that measures one part."""
+    period_ns = round(artifact.interface.control_period_s * 1e9)
+
+    def on_ros(into: Measured) -> None:
+        from loop_ros import run_ros  # needs rclpy's packages
+
+        part, processes, received = run_ros(artifact, seconds, options, realtime)
+        into.add(part)
+        into.shares["command, at the plant"].append(received)
+        for name, share in processes.items():
+            into.processes[name].append(share)
+
+    loops: dict[str, Callable[[Measured], None]] = {
+        BARE: lambda into: into.add(run_bare(period_ns, seconds, realtime)),
+        BUS: lambda into: into.add(InProcess(artifact, options, realtime).run(seconds)),
+    }
+    return loops | ({ROS: on_ros} if ros else {})
+
+
+def run_rate(
+    artifact: Artifact, arguments: argparse.Namespace, schedulers: dict[str, RealTime]
+) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    """Rows of both tables for one rate."""
+    options = LoopOptions(arguments.replan_every or None, arguments.sample_ahead)
+    rate = 1.0 / artifact.interface.control_period_s
+    part_s = arguments.seconds / arguments.turns
+    found: dict[tuple[str, str], Measured] = defaultdict(Measured)
+    for _ in range(arguments.turns):
+        for scheduling, realtime in schedulers.items():
+            loops = measure(
+                artifact, part_s, options, realtime, ros=not arguments.no_ros
+            )
+            for name, loop in loops.items():
+                loop(found[scheduling, name])
+    rows: list[tuple[object, ...]] = []
+    shares: list[tuple[object, ...]] = []
+    for (scheduling, name), measured in found.items():
+        bare = found[scheduling, BARE]
+        rows.append((rate, scheduling, name, *measured.row(bare)))
+        for share, values in measured.shares.items():
+            shares.append((rate, scheduling, name, f"{share} [us]", *quantiles(values)))
+        for process, cpu in measured.processes.items():
+            text = f"CPU of process {process} [%]"
+            figure = 100.0 * float(np.mean(cpu))
+            shares.append((rate, scheduling, name, text, figure, None, None))
+    return rows, shares
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="qam bench loop", description=__doc__)
-    parser.add_argument("--rates", type=float, nargs="+", default=[20.0, 100.0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each variant")
-    parser.add_argument("--turns", type=int, default=2, help="parts they are cut into")
-    parser.add_argument("--ros", action="store_true", help="also the graph on ROS 2")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
-    plain = load_interface("ur5e_2f85")
+    arguments = _arguments(argv)
+    schedulers = {"ordinary": RealTime()}
+    refused = may_use(FIFO)
+    if not refused and not arguments.no_fifo:
+        schedulers["FIFO 20"] = FIFO
+    plain = load_interface(arguments.robot)
     rows: list[tuple[object, ...]] = []
-    for rate in arguments.rates:
+    shares: list[tuple[object, ...]] = []
+    for rate in arguments.rate:
         interface = dataclasses.replace(plain, control_period_s=1 / rate)
-        artifact = random_artifact(interface, WIDTHS)
-        period_ns = round(1e9 / rate)
-        part_s = arguments.seconds / arguments.turns
-        bare, ours = [], []
-        gc.collect()
-        for _ in range(arguments.turns):
-            bare.append(run_bare(period_ns, part_s))
-            ours.append(run_control(artifact, part_s))
-        jitter = [
-            np.abs(np.concatenate([x[0] for x in xs]) - period_ns)
-            for xs in (bare, ours)
+        artifact = random_artifact(
+            interface, arguments.widths, arguments.chunk, arguments.steps
+        )
+        more_rows, more_shares = run_rate(artifact, arguments, schedulers)
+        rows += more_rows
+        shares += more_shares
+    widths = " x ".join(map(str, arguments.widths))
+    about = machine("onnxruntime", "numpy") | {
+        "seconds": arguments.seconds,
+        "robot": arguments.robot,
+        "net": widths,
+        "flow steps": arguments.steps,
+        "chunk": arguments.chunk,
+        "replan every": arguments.replan_every or arguments.chunk,
+        "sample ahead": arguments.sample_ahead,
+        "fifo": "; ".join(refused) or ("left out" if arguments.no_fifo else "granted"),
+    }
+    if arguments.json:
+        about["where the time goes"] = [
+            dict(zip(SHARE_COLUMNS, row, strict=True)) for row in shares
         ]
-        late = [np.concatenate([x[1] for x in xs]) for xs in (bare, ours)]
-        for name, (base, mine) in (("jitter", jitter), ("lateness", late)):
-            base_figures = figures(base)
-            rows.append((rate, name, "baseline: bare sleep", *base_figures, 1.0))
-            found = figures(mine)
-            rows.append(
-                (rate, name, "policy and guard", *found, found[1] / base_figures[1])
-            )
-        work = figures(np.concatenate([x[2] for x in ours]))
-        rows.append((rate, "sampler + guard", "policy and guard", *work, None))
-    if arguments.ros:
-        rows += _graph_rows(random_artifact(plain, WIDTHS), arguments.seconds)
-    columns = (
-        "rate [Hz]",
-        "what",
-        "variant",
-        "p50 [us]",
-        "p99 [us]",
-        "max [us]",
-        "ratio p99",
-    )
-    about = machine("onnxruntime", "numpy") | {"seconds": arguments.seconds}
-    title = "Control tick, ur5e_2f85, net 2 x 256, no real-time scheduling"
-    report(title, about, columns, rows, as_json=arguments.json)
+        about["limits"] = LIMITS
+    report("Control loop", about, COLUMNS, rows, as_json=arguments.json)
+    if not arguments.json:
+        print()
+        report("Where the time goes", {}, SHARE_COLUMNS, shares, as_json=False)
+        print(LIMITS)
     return 0
 
 
-def _graph_rows(artifact: Artifact, seconds: float) -> list[tuple[object, ...]]:
-    period_ns = artifact.interface.control_period_s * 1e9
-    period, late, latency = run_graph(artifact, seconds)
-    named = {
-        "jitter": np.abs(period - period_ns),
-        "lateness": late,
-        "observation to command": latency,
-    }
-    rate = 1e9 / period_ns
-    return [
-        (rate, name, "ROS 2 graph, real time", *figures(values), None)
-        for name, values in named.items()
-    ]
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="qam bench loop", description=__doc__)
+    add = parser.add_argument
+    add("--rate", type=_numbers(float), default=[50.0, 100.0, 250.0, 500.0])
+    add("--seconds", type=float, default=30.0, help="of each variant")
+    add("--turns", type=int, default=2, help="parts they are cut into")
+    add("--robot", default="ur5e_2f85", help="its control period is replaced")
+    add("--widths", type=_numbers(int), default=[256, 256], help="of the network")
+    add("--steps", type=int, default=10, help="flow steps; 1 costs as a one-step head")
+    add("--chunk", type=int, default=5, help="actions in a chunk")
+    add("--replan-every", type=int, default=0, help="actions used of each; 0: all")
+    add("--sample-ahead", action="store_true", help="sample on a thread of its own")
+    add("--no-ros", action="store_true", help="only the in-process bus")
+    add("--no-fifo", action="store_true", help="only ordinary scheduling")
+    add("--json", action="store_true")
+    return parser.parse_args(argv)
+
+
+def _numbers(kind: type[Any]) -> Callable[[str], list[Any]]:
+    def read(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    return read
 
 
 if __name__ == "__main__":

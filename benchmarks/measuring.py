@@ -45,7 +45,10 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], object]], runs: int, warm_up: int
+    variants: Mapping[str, Callable[[], object]],
+    runs: int,
+    warm_up: int,
+    ahead: int = 0,
 ) -> dict[str, Timing]:
     """Time variants in turns, so that what else the machine does hits all of them alike.
 
@@ -53,11 +56,15 @@ def interleave(
         variants: name -> one run.
         runs: timed runs of each.
         warm_up: runs before, not timed.
+        ahead: runs of a variant before each timed one, so that it finds its own data in the caches
+            and not those of the others.
     """
     wall: dict[str, list[float]] = {name: [] for name in variants}
     cpu: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(warm_up + runs):
         for name, run in variants.items():
+            for _ in range(ahead):
+                run()
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             run()
             if index >= warm_up:

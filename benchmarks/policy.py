@@ -1,154 +1,202 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latency of one action chunk, and the cost of exchanging the weights.
+"""Latency of one action chunk, of an exchange of weights, and of a whole policy tick.
 
-Ours: the robot's sampler, weights as inputs of the graph bound to one buffer. Baseline: ONNX Runtime
-as it is usually used, the same graph with the weights as constants and a dictionary of inputs at
-every call; for the exchange, a new session. torch eager stands beside them. All on one thread, in
-turns. Ratio = ours / baseline in wall time (median).
+Baseline: ONNX Runtime as it is usually used: the same graph with the weights as constants and a
+dictionary of inputs at every call; for the exchange, a new session. Ours: the robot's sampler, weights
+as inputs of the graph bound to one buffer. Beside them dynamic int8, torch eager, torch.compile
+(--compile) and what a GPU runs. One thread, in turns; before each timed run the same variant runs once,
+so that it finds its own weights in the caches, as in a loop. Ratio = median / that of the baseline; of
+a tick: / that of the sampler alone. A tick takes in the sensors' messages, assembles the observation,
+samples, queues the chunk, takes its first action, fills the proposal (as a ROS message where qam_msgs
+is built) and puts it on the in-process bus.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from made_up import random_artifact
 from measuring import Timing, interleave, machine, report
-from onnx import numpy_helper
+from policy_variants import Variant, cpu_variants, errors_of, gpu_variants
 
-from qam_ros.contract.artifact import Artifact
+from qam_ros.contract.artifact import Artifact, read_artifact
 from qam_ros.contract.interface import load_interface
+from qam_ros.contract.messages import EpisodeEvent, EpisodeKind
+from qam_ros.contract.robot_interface import RobotInterface
+from qam_ros.runtime.bus import Bus
+from qam_ros.runtime.policy import PolicyCore
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_train import flow
-from qam_train.networks import velocity_field
 
 NETS = {"demo 2 x 256": (256, 256), "paper 4 x 512": (512, 512, 512, 512)}
+ROBOT = "ur5e_cube_double"  # 37 observations, 5 actions
+Row = tuple[Any, ...]
 
 
-def baked_graph(artifact: Artifact) -> bytes:
-    """The artifact's graph with its weights as constants."""
-    model = onnx.load_from_string(artifact.onnx_bytes)
-    graph = model.graph
-    for value in list(graph.input):
-        if value.name in artifact.weights:
-            graph.input.remove(value)
-            weight = artifact.weights[value.name]
-            graph.initializer.append(numpy_helper.from_array(weight, value.name))
-    data: bytes = model.SerializeToString()
-    return data
+def message_values(interface: RobotInterface) -> dict[str, dict[str, Any]]:
+    """Every field of every topic that the policy reads."""
+    values: dict[str, dict[str, Any]] = {}
+    for block in interface.observation:
+        field = np.full(block.raw_size, 0.3)
+        values.setdefault(block.source.topic, {})[block.source.field] = field
+    return values
 
 
-def new_session(data: bytes) -> onnxruntime.InferenceSession:
-    """Session with one thread and the default settings otherwise."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        data, options, providers=["CPUExecutionProvider"]
-    )
+def to_message() -> Callable[[Any], Any]:
+    """Fills a ROS message where qam_msgs is built; else the proposal goes as it is."""
+    spec = importlib.util.find_spec("qam_msgs")
+    if spec is None or spec.origin is None:
+        return lambda proposal: proposal
+    from qam_ros.nodes.convert import to_ros
+
+    return to_ros
 
 
-def torch_policy(artifact: Artifact) -> Callable[[Any, Any], Any]:
-    """The trainer's own sampler with the artifact's weights, batch 1."""
-    tensors = {name: torch.tensor(value) for name, value in artifact.weights.items()}
-    first = [
-        tensors.pop(f"0/weight_{part}") for part in ("observation", "action", "time")
-    ]
-    net = {f"actor/{name}": value for name, value in tensors.items() if "/" in name}
-    net["actor/0/weight"] = torch.cat(first)
-
-    @torch.no_grad()
-    def act(observation: Any, noise: Any) -> Any:
-        s = torch.from_numpy(observation)
-        s = (s - tensors["observation_mean"]) / tensors["observation_std"]
-        field = velocity_field(net, "actor", s[None])
-        start = torch.from_numpy(noise)[None]
-        chunk = flow.integrate(field, start, artifact.manifest.flow_steps)
-        return chunk.clamp(-1, 1).numpy()
-
-    return act
-
-
-def measure(
-    widths: Sequence[int], runs: int
-) -> tuple[dict[str, Timing], dict[str, Timing], dict[str, float]]:
-    """Timings of a chunk, timings of an exchange, largest error of each against the golden chunks."""
-    artifact = random_artifact(load_interface("ur5e_2f85"), widths)
-    data = baked_graph(artifact)
-    sampler, session, act = (
-        OnnxSampler(artifact),
-        new_session(data),
-        torch_policy(artifact),
-    )
-    generator = np.random.default_rng(1)
-    golden = artifact.golden
-
-    def run_session(observation: Any, noise: Any) -> Any:
-        return session.run(
-            None, {"observation": observation[None], "noise": noise[None]}
-        )[0]
-
-    variants = {"ours": sampler.sample, "baked": run_session, "torch": act}
-    errors = {
-        name: max(
-            float(np.abs(run(s, z).reshape(c.shape) - c).max())
-            for s, z, c in zip(
-                golden.observations, golden.noise, golden.chunks, strict=True
-            )
+def tick_of(artifact: Artifact) -> Callable[[], object]:
+    """One whole tick of the policy that samples a chunk."""
+    sampler, bus = OnnxSampler(artifact), Bus()
+    core = PolicyCore(artifact, sampler, 0, replan_every=1)
+    values, fill = message_values(artifact.interface), to_message()
+    period_ns = round(artifact.manifest.control_period_s * 1e9)
+    bus.subscribe("action_proposal", lambda _: None)
+    stamp_ns = 0
+    core.on_event(
+        EpisodeEvent(
+            stamp_ns=0,
+            episode=1,
+            kind=EpisodeKind.START,
+            terminated=False,
+            truncated=False,
+            success=False,
+            steps=0,
+            episode_return=0.0,
         )
-        for name, run in variants.items()
-    }
+    )
 
-    def timed(run: Callable[[Any, Any], Any]) -> Callable[[], object]:
+    def tick() -> object:
+        nonlocal stamp_ns
+        stamp_ns += period_ns
+        core.on_observation(stamp_ns, values)
+        proposal = core.tick(stamp_ns)
+        assert proposal.action.size
+        bus.publish("action_proposal", fill(proposal))
+        return bus.spin()
+
+    return tick
+
+
+def chunk_rows(
+    net: str, variants: dict[str, Variant], artifact: Artifact, runs: int
+) -> list[Row]:
+    """A chunk and an exchange by every variant."""
+    golden, generator = artifact.golden, np.random.default_rng(1)
+
+    def timed(variant: Variant) -> Callable[[], object]:
         def once() -> object:
-            index = int(generator.integers(64))
-            return run(golden.observations[index], golden.noise[index])
+            index = int(generator.integers(len(golden.noise)))
+            return variant.run(golden.observations[index], golden.noise[index])
 
         return once
 
+    errors = errors_of(variants, artifact)
     chunk = interleave(
-        {name: timed(run) for name, run in variants.items()}, runs, warm_up=50
+        {name: timed(variant) for name, variant in variants.items()}, runs, 10, ahead=1
     )
-    flat = sampler.layout.pack(artifact.weights)
     exchange = interleave(
-        {"ours": lambda: sampler.load(flat), "baked": lambda: new_session(data)},
+        {name: v.exchange for name, v in variants.items() if v.exchange},
         max(20, runs // 40),
-        warm_up=3,
+        3,
     )
-    return chunk, exchange, errors
+    baseline = next(iter(variants))
+    rows: list[Row] = [
+        (
+            *(net, "chunk", name, *_times(timing)),
+            *(timing.p50 / chunk[baseline].p50, errors[name]),
+            *(variants[name].file_mb, variants[name].memory_mb),
+        )
+        for name, timing in chunk.items()
+    ]
+    rows += [
+        (
+            *(net, "new weights", name, *_times(timing)),
+            *(timing.p50 / exchange[baseline].p50, None, None, None),
+        )
+        for name, timing in exchange.items()
+    ]
+    return rows
+
+
+def tick_rows(net: str, artifact: Artifact, runs: int) -> list[Row]:
+    """A whole tick against the sampler alone."""
+    sampler, golden = OnnxSampler(artifact), artifact.golden
+    timings = interleave(
+        {
+            "sampler alone": lambda: sampler.sample(
+                golden.observations[0], golden.noise[0]
+            ),
+            "whole tick": tick_of(artifact),
+        },
+        runs,
+        10,
+        ahead=1,
+    )
+    return [
+        (
+            *(net, "tick", name, *_times(timing)),
+            *(timing.p50 / timings["sampler alone"].p50, None, None, None),
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def _times(timing: Timing) -> tuple[float, float, float]:
+    return 1e6 * timing.p50, 1e6 * timing.p99, 1e6 * timing.max
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="qam bench policy", description=__doc__)
     parser.add_argument("--runs", type=int, default=2000, help="timed chunks of each")
+    parser.add_argument("--net", action="append", choices=NETS, help="default: all")
+    parser.add_argument("--artifact", type=Path, help="measure this flow policy")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    words = {
-        "ours": "weights as inputs, bound",
-        "baked": "baseline: constants, dictionary",
-        "torch": "torch eager",
+    rows: list[Row] = []
+    if arguments.artifact is not None:
+        given = read_artifact(arguments.artifact)
+        if given.manifest.head != "flow":
+            parser.error(f"needs a policy of head flow, not {given.manifest.head}")
+        policies = {arguments.artifact.stem: given}
+    else:
+        names = arguments.net or list(NETS)
+        robot = load_interface(ROBOT)
+        policies = {name: random_artifact(robot, NETS[name]) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        for net, artifact in policies.items():
+            variants = cpu_variants(artifact, compiled=arguments.compile)
+            more, reason = gpu_variants(artifact, Path(folder, "engines"))
+            rows += chunk_rows(net, variants | more, artifact, arguments.runs)
+            rows += tick_rows(net, artifact, arguments.runs)
+    sizes = {p.interface.observation_size for p in policies.values()}
+    about = machine("onnxruntime", "torch", "numpy") | {
+        "threads": 1,
+        "flow_steps": sorted({p.manifest.flow_steps for p in policies.values()}),
+        "observations": sorted(sizes),
+        "engine": reason or "see the rows",
     }
-    rows = []
-    for net, widths in NETS.items():
-        chunk, exchange, errors = measure(widths, arguments.runs)
-        for kind, timings in (("chunk", chunk), ("exchange", exchange)):
-            for name, timing in timings.items():
-                times = [1e6 * value for value in (timing.p50, timing.p99, timing.max)]
-                ratio = timing.p50 / timings["baked"].p50
-                error = errors[name] if kind == "chunk" else 0.0
-                rows.append((net, kind, words[name], *times, ratio, error))
     columns = (
-        *("net", "what", "variant", "p50 [us]", "p99 [us]", "max [us]"),
-        *("ratio", "largest error"),
+        *("net", "what", "variant", "p50 [us]", "p99 [us]", "max [us]", "ratio"),
+        *("error to float64", "file [MB]", "memory [MB]"),
     )
-    about = machine("onnxruntime", "torch", "numpy") | {"threads": 1, "flow_steps": 10}
-    title = "One chunk of 5 x 5 actions, 28 observations, one thread"
+    title = "One action chunk, batch 1"
     report(title, about, columns, rows, as_json=arguments.json)
     return 0
 

@@ -23,21 +23,25 @@ from qam_train.agents.common import Normaliser
 from qam_train.agents.flow_bc import FlowBCAgent
 from qam_train.agents.registry import find_method
 from qam_train.deployment import BestOf, Deployment
-from qam_train.graphs.builder import Nets, PolicySizes
+from qam_train.graphs.builder import Nets, PolicySizes, Precision
 from qam_train.graphs.policy import Policy, build_graph, graph_weights
 
 Float32Array = npt.NDArray[np.float32]
 AnyAgent = Agent[Any, Any]
 
 
-def build_policy(agent: AnyAgent) -> Policy:
+def build_policy(agent: AnyAgent, precision: Precision = "float32") -> Policy:
     """Graph and weights of what an agent acts with.
+
+    Args:
+        agent: of any method.
+        precision: of the matrix products.
 
     Raises:
         ArtifactError: its nets do not fit each other.
     """
     plan = agent.deployment()
-    return build_graph(plan, _nets(agent, plan), policy_sizes(agent))
+    return build_graph(plan, _nets(agent, plan), policy_sizes(agent), precision)
 
 
 def policy_sizes(agent: AnyAgent) -> PolicySizes:

@@ -4,7 +4,8 @@
 What is exported is what the agent acts with, whatever its method. The artifact's golden chunks are
 the agent's own (torch); the ONNX graph must give the same on all probes within the artifact's
 tolerance. That is 1e-5, unless the policy magnifies rounding so much that torch itself is further
-from double precision (QSM before it is trained): then a few times that distance.
+from double precision (QSM before it is trained): then a few times that distance. In lower precision
+it is a few times the error that rounded products make on the probes, and that error has a bound.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -42,14 +44,19 @@ from qam_train.deployed import (
     policy_sizes,
     rounding,
 )
+from qam_train.graphs.builder import Precision
 from qam_train.graphs.policy import Policy
 from qam_train.probes import clearest_noise, draw_probes
 from qam_train.restore import restore_agent
+from qam_train.rounded import largest_rounded_error
 
 # float32 rounding of ten steps through trained nets; measured errors are near 1e-6.
 TOLERANCE = 1e-5
 MAX_TOLERANCE = 1e-2  # a wrong graph or other weights are further off
 ROUNDING_FACTOR = 4.0  # two ways to round, each as far from the exact value as torch
+
+BOUNDS: Mapping[str, float] = MappingProxyType({"float16": 1e-2, "bfloat16": 5e-2})
+"""Largest error that lower precision may make on the probes; chunks lie in [-1, 1]."""
 
 Actor = Literal["fine-tuned", "behaviour"]
 
@@ -77,13 +84,17 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Exported:
-    """An artifact that was written, and the largest error of ONNX Runtime against torch.
+    """An artifact that was written; its tolerance is in the manifest.
 
-    Its tolerance is in the manifest.
+    Args:
+        manifest: as written.
+        largest_error: of ONNX Runtime on the CPU, which multiplies in float32, against torch.
+        rounded_error: of products in the artifact's precision against torch.
     """
 
     manifest: ArtifactManifest
     largest_error: float
+    rounded_error: float
 
 
 def export_artifact(
@@ -94,6 +105,7 @@ def export_artifact(
     provenance: Provenance,
     *,
     seed: int = 0,
+    precision: Precision = "float32",
     replace_existing: bool = False,
 ) -> Exported:
     """Write an agent's policy as an artifact.
@@ -105,11 +117,12 @@ def export_artifact(
         path: a directory, or a file that ends in .zip.
         provenance: where the policy comes from.
         seed: of the probes.
+        precision: of the matrix products of actors and flows.
         replace_existing: take the place of what is at path.
 
     Raises:
-        ArtifactError: sizes do not fit the interface, or ONNX Runtime differs from torch by more
-            than the tolerance; then nothing is written.
+        ArtifactError: sizes do not fit the interface, ONNX Runtime differs from torch by more than
+            the tolerance, or lower precision by more than its bound; then nothing is written.
     """
     sizes = policy_sizes(agent)
     found = (sizes.observation, sizes.action)
@@ -118,23 +131,45 @@ def export_artifact(
             f"export: the agent has observation and action size {found}, robot '{interface.robot}' "
             f"{(interface.observation_size, interface.action_size)}; use the interface it was trained on"
         )
-    policy = build_policy(agent)
+    policy = build_policy(agent, precision)
     observations, noise = draw_probes(dataset, policy.noise_width, seed)
     noise = clearest_noise(agent, observations, noise, seed)
     golden = Golden(observations, noise, policy_chunks(agent, observations, noise))
     tolerance = _tolerance(rounding(agent, observations, noise))
     manifest = _manifest(agent, interface, provenance, policy, tolerance)
-    error = largest_error(Artifact(manifest, policy.onnx, policy.weights, golden))
+    artifact = Artifact(manifest, policy.onnx, policy.weights, golden)
+    error = largest_error(artifact)
     if not error <= tolerance:
         raise ArtifactError(
             f"export: ONNX Runtime differs from torch by up to {error:.1e} on the probes, at most "
             f"{tolerance:.0e} is accepted; are the weights finite and of normal size?",
             error=error,
         )
+    rounded = error
+    if precision != "float32":
+        rounded = largest_rounded_error(artifact)
+        manifest = _with_precision(manifest, precision, rounded)
     written = write_artifact(
         path, manifest, policy.onnx, policy.weights, golden, replace=replace_existing
     )
-    return Exported(written, error)
+    return Exported(written, error, rounded)
+
+
+def _with_precision(
+    manifest: ArtifactManifest, precision: Precision, error: float
+) -> ArtifactManifest:
+    """The manifest with the tolerance of a lower precision."""
+    bound = BOUNDS[precision]
+    if not error <= bound:
+        raise ArtifactError(
+            f"export: {precision} products change the chunks by up to {error:.1e} on the probes, at most "
+            f"{bound:.0e} is accepted; export in float32, or in float16 where this was bfloat16",
+            error=error,
+        )
+    tolerance = min(max(manifest.tolerance, ROUNDING_FACTOR * error), bound)
+    figures = {"precision": precision, "precision_error": error}
+    evaluation = {**manifest.evaluation, **figures}
+    return replace(manifest, tolerance=tolerance, evaluation=evaluation)
 
 
 def _tolerance(own: float) -> float:
@@ -197,7 +232,7 @@ def export_version(
     written = write_artifact(
         path, manifest, parent.onnx_bytes, weights, golden, replace=replace_existing
     )
-    return Exported(written, error)
+    return Exported(written, error, error)
 
 
 def source_commit() -> str:
@@ -253,6 +288,9 @@ class ExportArguments:
     For methods whose policy is a flow."""
     critics: int | None = None
     """Critics that choose (and guide, where a method is guided); default: all."""
+    precision: Precision = "float32"
+    """Of matrix products on a GPU; the Euler state, statistics, weights and critics stay float32. A CPU
+    computes such an artifact in float32."""
     version: int = 1
     """Policy version."""
     run_id: str = ""
@@ -280,13 +318,19 @@ def command(argv: Sequence[str]) -> int:
         read_dataset(arguments.dataset),
         arguments.out,
         Provenance(run, found.sha256, arguments.version),
+        precision=arguments.precision,
         replace_existing=arguments.replace,
     )
+    allowed = f"(allowed {exported.manifest.tolerance:.0e})"
     print(  # noqa: T201
         f"{arguments.out}: {agent.algorithm}, head {exported.manifest.head}, version "
         f"{arguments.version}, {GOLDEN_PROBES} probes, largest error of ONNX Runtime against torch {exported.largest_error:.1e} "
-        f"(allowed {exported.manifest.tolerance:.0e})"
+        f"{allowed}"
     )
+    if arguments.precision != "float32":
+        print(  # noqa: T201
+            f"products in {arguments.precision}: largest error {exported.rounded_error:.1e} {allowed}"
+        )
     return 0
 
 

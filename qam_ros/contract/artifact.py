@@ -15,9 +15,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import stat
+import itertools
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
+from qam_ros.contract.archives import UNREADABLE, open_archive, read_entry
 from qam_ros.contract.artifact_manifest import (
     ARTIFACT_VERSION,
     GOLDEN_PROBES,
@@ -68,8 +68,13 @@ __all__ = [
 
 MANIFEST: Final = "manifest.yaml"
 WEIGHTS: Final = "weights.safetensors"
+MAX_GRAPH_BYTES: Final = 8 * 1024 * 1024
+"""Of policy.onnx: weights are not in it; parsing takes up to fifty times the size."""
 MAX_MEMBER_BYTES: Final = 64 * 1024 * 1024
-"""Of every file but the weights, which have their own limit."""
+"""Of the files without a limit of their own."""
+MAX_MANIFEST_BYTES: Final = 512 * 1024
+"""Ten times the longest so far; reading YAML takes seconds per megabyte."""
+_LIMITS: Final = {MANIFEST: MAX_MANIFEST_BYTES, "policy.onnx": MAX_GRAPH_BYTES}
 _FILES: Final = (MANIFEST, *MEMBERS)
 _ZIP_DATE: Final = (1980, 1, 1, 0, 0, 0)  # equal contents give equal files
 
@@ -161,17 +166,21 @@ def read_artifact(path: str | Path) -> Artifact:
     Raises:
         ArtifactError: missing, oversize, damaged, newer than this program, with files or paths that
             do not belong, or with parts that contradict the manifest.
-        InterfaceError: the interface inside is malformed.
     """
     source = Path(path)
-    if source.is_dir():
-        members = _read_directory(source)
-    elif source.is_file():
-        members = _read_zip(source)
-    else:
+    try:
+        if source.is_dir():
+            members = _read_directory(source)
+        elif source.is_file():
+            members = _read_zip(source)
+        else:
+            raise ArtifactError(
+                f"{source}: no such artifact; check the path", path=str(source)
+            )
+    except OSError as problem:
         raise ArtifactError(
-            f"{source}: no such artifact; check the path", path=str(source)
-        )
+            f"{source}: cannot be read: {problem}", path=str(source)
+        ) from problem
     try:
         text = members[MANIFEST].decode("utf-8")
     except UnicodeDecodeError as problem:
@@ -201,7 +210,8 @@ def read_artifact(path: str | Path) -> Artifact:
 
 
 def _read_directory(directory: Path) -> dict[str, bytes]:
-    names = sorted(entry.name for entry in directory.iterdir())
+    entries = itertools.islice(directory.iterdir(), len(_FILES) + 1)
+    names = sorted(entry.name for entry in entries)
     check_keys(dict.fromkeys(names), _FILES, (), str(directory), ArtifactError, "file")
     return {
         name: read_bounded(directory / name, _limit(name), ArtifactError)
@@ -211,21 +221,15 @@ def _read_directory(directory: Path) -> dict[str, bytes]:
 
 def _read_zip(file: Path) -> dict[str, bytes]:
     try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            for entry in entries:
-                _check_entry(entry, file)
-            names = [entry.filename for entry in entries]
-            if len(names) != len(set(names)):
-                raise ArtifactError(f"{file}: a member is there twice: {sorted(names)}")
-            check_keys(
-                dict.fromkeys(names), _FILES, (), str(file), ArtifactError, "file"
-            )
-            return {name: archive.read(name) for name in _FILES}
-    except (
-        *(OSError, EOFError, NotImplementedError, RuntimeError),
-        *(zipfile.BadZipFile, zlib.error),
-    ) as problem:
+        with open_archive(file, str(file), ArtifactError) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            for name in entries:
+                _check_name(name, file)
+            check_keys(entries, _FILES, (), str(file), ArtifactError, "file")
+            for name, entry in entries.items():
+                _check_size(name, entry.file_size, f"{file}, {name}")
+            return {name: read_entry(archive, entries[name]) for name in _FILES}
+    except UNREADABLE as problem:
         raise ArtifactError(
             f"{file}: not a readable zip file ({problem}); it is truncated or damaged, "
             "export or copy it again",
@@ -233,25 +237,19 @@ def _read_zip(file: Path) -> dict[str, bytes]:
         ) from problem
 
 
-def _check_entry(entry: zipfile.ZipInfo, file: Path) -> None:
-    """Refuse members that lie about where they belong or how large they are."""
-    name = entry.filename
-    if (
-        "/" in name
-        or "\\" in name
-        or ".." in name
-        or stat.S_ISLNK(entry.external_attr >> 16)
-    ):
+def _check_name(name: str, file: Path) -> None:
+    if "/" in name or "\\" in name or ".." in name:
         raise ArtifactError(
             f"{file}: member '{name}' leads out of the artifact; an artifact holds only "
             f"{', '.join(_FILES)}; do not use this file",
             member=name,
         )
-    _check_size(name, entry.file_size, f"{file}, {name}")
 
 
 def _limit(member: str) -> int:
-    return MAX_WEIGHT_BYTES if member == WEIGHTS else MAX_MEMBER_BYTES
+    if member == WEIGHTS:
+        return MAX_WEIGHT_BYTES
+    return min(_LIMITS.get(member, MAX_MEMBER_BYTES), MAX_MEMBER_BYTES)
 
 
 def _check_size(member: str, size: int, where: str) -> None:

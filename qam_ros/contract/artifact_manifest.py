@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qam_ros.contract.errors import ArtifactError, check_keys, nearest
+from qam_ros.contract.errors import (
+    ArtifactError,
+    InterfaceError,
+    check_keys,
+    nearest,
+)
 from qam_ros.contract.interface_yaml import read_interface, write_interface
 from qam_ros.contract.reading import read_integer, read_names, read_positive, read_text
 from qam_ros.contract.robot_interface import RobotInterface
@@ -21,6 +26,10 @@ HEADS: Final = (
     *("flow", "one_step", "gaussian", "deterministic", "edited_flow"),
     *("noise_policy_flow", "guided_flow", "diffusion"),
 )
+MAX_TOLERANCE: Final = 0.1
+"""Of actions in [-1, 1]; golden chunks that may be further off would say nothing."""
+MAX_NUMBER: Final = 2**63 - 1
+"""Of versions and counts, as they travel in messages."""
 BEST_OF: Final = "best_of_"
 """Before a head: of several chunks the one that the critics value most."""
 FIXED_INPUTS: Final = ("observation", "noise", "observation_mean", "observation_std")
@@ -137,8 +146,7 @@ def read_manifest(mapping: Mapping[str, Any], where: str) -> ArtifactManifest:
 
     Raises:
         ArtifactError: newer version, unknown or missing key, wrong value, an interface that does not
-            match its hashes, or a graph that does not match the interface.
-        InterfaceError: the interface inside is malformed.
+            match its hashes or is malformed, or a graph that does not match the interface.
     """
     version = read_integer(
         mapping.get("format_version"), f"{where}, format_version", 1, ArtifactError
@@ -151,23 +159,18 @@ def read_manifest(mapping: Mapping[str, Any], where: str) -> ArtifactManifest:
             expected=ARTIFACT_VERSION,
         )
     check_keys(mapping, _KEYS, (), where, ArtifactError)
-    interface = read_interface(
-        _mapping(mapping["interface"], f"{where}, interface"), where
-    )
-    for name in ("semantic_hash", "deployment_hash", "control_period_s"):
-        if mapping[name] != getattr(interface, name):
-            raise ArtifactError(
-                f"{where}: {name} is {mapping[name]}, its interface has "
-                f"{getattr(interface, name)}; the manifest was changed by hand, export again",
-                found=mapping[name],
-                expected=getattr(interface, name),
-            )
+    interface = _read_interface(mapping, where)
 
     def text(name: str) -> str:
         return read_text(mapping[name], f"{where}, {name}", ArtifactError)
 
     def integer(name: str, minimum: int) -> int:
-        return read_integer(mapping[name], f"{where}, {name}", minimum, ArtifactError)
+        value = read_integer(mapping[name], f"{where}, {name}", minimum, ArtifactError)
+        if value > MAX_NUMBER:
+            raise ArtifactError(
+                f"{where}: {name} is {value}, at most {MAX_NUMBER} fits"
+            )
+        return value
 
     manifest = ArtifactManifest(
         format_version=version,
@@ -188,8 +191,33 @@ def read_manifest(mapping: Mapping[str, Any], where: str) -> ArtifactManifest:
         evaluation=_mapping(mapping["evaluation"], f"{where}, evaluation"),
         sha256=_read_hashes(mapping["sha256"], f"{where}, sha256"),
     )
+    if manifest.tolerance > MAX_TOLERANCE:
+        raise ArtifactError(
+            f"{where}: tolerance is {manifest.tolerance}, at most {MAX_TOLERANCE} is accepted; golden "
+            "chunks would say nothing, export the policy again",
+            found=manifest.tolerance,
+        )
     check_graph(manifest, where)
     return manifest
+
+
+def _read_interface(mapping: Mapping[str, Any], where: str) -> RobotInterface:
+    """The interface inside, which must have the hashes and the period that the manifest states."""
+    try:
+        interface = read_interface(
+            _mapping(mapping["interface"], f"{where}, interface"), where
+        )
+    except InterfaceError as problem:
+        raise ArtifactError(str(problem), **problem.details) from problem
+    for name in ("semantic_hash", "deployment_hash", "control_period_s"):
+        if mapping[name] != getattr(interface, name):
+            raise ArtifactError(
+                f"{where}: {name} is {mapping[name]}, its interface has "
+                f"{getattr(interface, name)}; the manifest was changed by hand, export again",
+                found=mapping[name],
+                expected=getattr(interface, name),
+            )
+    return interface
 
 
 def check_graph(manifest: ArtifactManifest, where: str) -> None:

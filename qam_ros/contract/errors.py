@@ -5,21 +5,29 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+MAX_MESSAGE: Final = 4000
+MAX_NAME: Final = 200
+"""Characters of a message, and of a name to compare: both may come from a file made to harm."""
 
 
 class QamError(Exception):
     """Base of every error that is meant for a user.
 
     Args:
-        message: expected, found, where, what to do; one sentence or two.
+        message: expected, found, where, what to do; one sentence or two. What is longer than
+            MAX_MESSAGE is cut in the middle.
         details: the evidence, kept on the exception as ``details``.
     """
 
     def __init__(self, message: str, **details: object) -> None:
+        if len(message) > MAX_MESSAGE:
+            half = MAX_MESSAGE // 2
+            message = f"{message[:half]} ... ({len(message)} characters) ... {message[-half:]}"
         super().__init__(message)
         self.details: dict[str, object] = details
 
@@ -60,7 +68,7 @@ def nearest(name: str, valid: Collection[str]) -> str:
     """
     names = sorted(str(item) for item in valid)
     listing = "valid: " + (", ".join(names) if names else "none")
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:MAX_NAME], names, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'? {listing}" if close else listing
 
 

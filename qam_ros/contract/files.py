@@ -4,27 +4,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
+import stat
 import tempfile
-import zipfile
-import zlib
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 
+from qam_ros.contract.archives import UNREADABLE, open_archive, read_array
 from qam_ros.contract.errors import QamError
 
 _BLOCK_BYTES: Final = 1024 * 1024
-_UNREADABLE: Final = (
-    *(OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError),
-    *(MemoryError, zipfile.BadZipFile, zlib.error),  # MemoryError: a header that lies
-)
+_BAD_HEADER: Final = (SyntaxError, TypeError, tokenize.TokenError, Warning)
+"""What numpy raises on the header of an array, beside ValueError."""
 
 
 def sha256_file(path: Path) -> str:
@@ -124,19 +121,27 @@ def read_bounded(path: Path, limit: int, error: type[QamError]) -> bytes:
         error: class to raise.
 
     Raises:
-        QamError: (of class ``error``) missing, not a plain file, or too large.
+        QamError: (of class ``error``) missing, not a plain file, too large, or not to be read.
     """
     if path.is_symlink() or not path.is_file():
         raise error(
             f"{path}: no such file (links do not count); check the path", path=str(path)
         )
-    size = path.stat().st_size
-    if size > limit:
+    try:
+        # Looked at once it is open, so that no other file can take its place in between.
+        with open(
+            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb"
+        ) as file:
+            status = os.fstat(file.fileno())
+            plain, data = stat.S_ISREG(status.st_mode), file.read(limit + 1)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem}", path=str(path)) from problem
+    size = max(status.st_size, len(data))
+    if not plain or size > limit:
         raise error(
             f"{path}: {size} bytes, at most {limit} are read", found=size, limit=limit
         )
-    with path.open("rb") as file:
-        return file.read(limit + 1)
+    return data
 
 
 def read_npz(
@@ -154,17 +159,19 @@ def read_npz(
         QamError: (of class ``error``) not an npz, truncated, too large, or holding objects.
     """
     try:
-        stream = io.BytesIO(source) if isinstance(source, bytes) else source
-        with zipfile.ZipFile(stream) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > limit:
-            raise error(
-                f"{where}: unpacks to {size} bytes, at most {limit} are read",
-                found=size,
-            )
-        with np.load(stream, allow_pickle=False) as arrays:
-            return {name: np.asarray(arrays[name]) for name in arrays.files}
-    except _UNREADABLE as problem:
+        with open_archive(source, where, error) as archive:
+            entries = archive.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if size > limit:
+                raise error(
+                    f"{where}: unpacks to {size} bytes, at most {limit} are read",
+                    found=size,
+                )
+            return {
+                entry.filename.removesuffix(".npy"): read_array(archive, entry)
+                for entry in entries
+            }
+    except (*UNREADABLE, *_BAD_HEADER) as problem:
         raise error(
             f"{where}: not a readable npz file ({problem}); it is truncated or damaged, "
             "make or copy it again"

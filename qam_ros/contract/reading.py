@@ -13,6 +13,11 @@ import yaml
 from qam_ros.contract.errors import InterfaceError, QamError, nearest
 
 MAX_YAML_BYTES: Final = 4 * 1024 * 1024
+_UNREADABLE: Final = (
+    *(yaml.YAMLError, RecursionError),
+    # What the constructors raise on values that only look like dates, numbers or flags.
+    *(ValueError, KeyError, TypeError, AttributeError, OverflowError),
+)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -60,15 +65,16 @@ def parse_yaml(text: str, where: str, error: type[QamError]) -> dict[str, Any]:
         raise error(
             f"{where}: {len(text)} characters, at most {MAX_YAML_BYTES} are read"
         )
-    loader = _StrictLoader(text)
     try:
-        value = loader.get_single_data()
-    except yaml.YAMLError as problem:
+        loader = _StrictLoader(text)  # refuses control characters already
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except _UNREADABLE as problem:
         raise error(
             f"{where}: not valid YAML: {_describe(problem)}; the file may be truncated"
         ) from problem
-    finally:
-        loader.dispose()
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise error(
             f"{where}: expected a mapping of names, found {type(value).__name__}"
@@ -76,8 +82,10 @@ def parse_yaml(text: str, where: str, error: type[QamError]) -> dict[str, Any]:
     return value
 
 
-def _describe(problem: yaml.YAMLError) -> str:
+def _describe(problem: Exception) -> str:
     """One line: place and problem."""
+    if isinstance(problem, RecursionError):
+        return "nested too deep"
     if not isinstance(problem, yaml.MarkedYAMLError):
         return str(problem)
     mark = problem.problem_mark
@@ -160,7 +168,10 @@ def read_number(
             else ""
         )
         raise error(f"{where}: expected a number, found {value!r}{hint}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        number = math.nan
     if not math.isfinite(number) and not (infinite and number == math.inf):
         allowed = "a finite number or .inf" if infinite else "a finite number"
         raise error(f"{where}: expected {allowed}, found {number}")
@@ -205,9 +216,11 @@ def read_names(
     names = tuple(
         read_text(item, f"{where}[{index}]", error) for index, item in enumerate(value)
     )
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise error(f"{where}: name '{twice[0]}' is given twice; names must differ")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise error(f"{where}: name '{name}' is given twice; names must differ")
+        seen.add(name)
     return names
 
 

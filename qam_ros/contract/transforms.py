@@ -49,6 +49,12 @@ def yaw(quaternion: FloatArray) -> FloatArray:
 
 def yaw_cos_sin(quaternion: FloatArray) -> FloatArray:
     """Cosine and sine of the yaw of a quaternion x, y, z, w; (..., 4) -> (..., 2)."""
+    if (
+        quaternion.ndim == 1
+    ):  # the robot's tick: the same numbers in a third of the time
+        x, y, z, w = quaternion.tolist()
+        one = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+        return np.array([np.cos(one), np.sin(one)])
     angle = yaw(quaternion)
     return np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)  # (..., 2)
 

@@ -18,6 +18,8 @@ Weights = dict[str, npt.NDArray[np.float32]]
 
 MAX_WEIGHT_BYTES: Final = 256 * 1024 * 1024
 """Ten critics of 4 x 1024 that an artifact may carry take half of it."""
+MAX_HEADER_BYTES: Final = 1024 * 1024
+"""Of the list of tensors: ten thousand, where a policy has some dozen."""
 
 
 def encode_weights(weights: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -59,9 +61,22 @@ def decode_weights(
             f"{where}: {len(data)} bytes, at most {MAX_WEIGHT_BYTES} are read",
             found=len(data),
         )
+    header = int.from_bytes(data[:8], "little")
+    if header > MAX_HEADER_BYTES:
+        raise ArtifactError(
+            f"{where}: not a readable safetensors blob (its list of tensors takes {header} bytes, at "
+            f"most {MAX_HEADER_BYTES} are read); it is truncated or damaged",
+            found=header,
+        )
     try:
         tensors = load(data)
-    except (SafetensorError, KeyError, ValueError) as problem:
+    except (
+        SafetensorError,
+        LookupError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as problem:
         raise ArtifactError(
             f"{where}: not a readable safetensors blob ({problem}); it is truncated or damaged"
         ) from problem

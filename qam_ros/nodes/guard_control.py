@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from qam_ros.contract.transition import ActionSource, GuardMode, LimitBit
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.guard_log import GuardLog
 from qam_ros.runtime.guard_types import Fields, GuardOutput
+from qam_ros.runtime.realtime import QuietInterpreter, RealTime, describe, enter
 from qam_ros.runtime.timing import TimingRing, periods, quantiles, write_timing
 
 TIMING_FILE: Final = "guard_timing.npz"
@@ -29,6 +31,8 @@ WINDOW: Final = 1000
 """Ticks that the figures of the diagnostics look back."""
 REST_S: Final = 0.5
 """Time that a moving base gets to come to rest when the guard is deactivated [s]."""
+
+_logger = logging.getLogger(__name__)
 
 
 class GuardTiming:
@@ -80,6 +84,8 @@ class GuardControl:
         report: publishes a report.
         clock_ns: time in the domain of the stamps [ns].
         log: the guard's log, or None.
+        realtime: what the thread asks of the system in real time; None for the defaults.
+        warn: told what was not granted.
     """
 
     def __init__(
@@ -90,6 +96,8 @@ class GuardControl:
         report: Callable[[GuardReport], None],
         clock_ns: Callable[[], int],
         log: GuardLog | None,
+        realtime: RealTime | None = None,
+        warn: Callable[[str], object] = _logger.warning,
     ) -> None:
         self.core = core
         self.running = False
@@ -99,6 +107,11 @@ class GuardControl:
         self._report = report
         self._clock_ns = clock_ns
         self._log = log
+        self._realtime = realtime or RealTime()
+        self._warn = warn
+        self._quiet = QuietInterpreter()
+        self.problems: tuple[str, ...] = ()
+        self.scheduling = "not started"
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._pending: ActionProposal | None = None
@@ -109,6 +122,8 @@ class GuardControl:
         """Start ticking."""
         self.running = True
         body = self._run_lockstep if self.core.lockstep else self._run_real_time
+        if not self.core.lockstep and self._realtime.collect_between_ticks:
+            self._quiet.start()
         self._thread = threading.Thread(target=body, name="guard_control", daemon=True)
         self._thread.start()
 
@@ -121,6 +136,7 @@ class GuardControl:
             self._condition.notify()
         self._thread.join(timeout=0.5)
         self._thread = None
+        self._quiet.stop()
         self._come_to_rest()
         return True
 
@@ -185,6 +201,10 @@ class GuardControl:
             self._finish(output, time.monotonic_ns())
 
     def _run_real_time(self) -> None:
+        self.problems = enter(self._realtime)
+        self.scheduling = describe()
+        for problem in self.problems:
+            self._warn(problem)
         while True:
             with self._condition:
                 while self.running and not self._is_due():
@@ -194,6 +214,7 @@ class GuardControl:
                 tick_ns = time.monotonic_ns()
                 output = self.core.tick(self._clock_ns(), self._take(), tick_ns)
             self._finish(output, tick_ns)
+            self._quiet.after_tick(tick_ns)
 
     def _take(self) -> ActionProposal | None:
         proposal, self._pending = self._pending, None

@@ -27,7 +27,13 @@ from qam_ros.contract.messages import (
 from qam_ros.contract.transition import GuardMode
 from qam_ros.nodes import qos
 from qam_ros.nodes.guard_control import GuardControl
-from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
+from qam_ros.nodes.parameters import (
+    COMMON,
+    REALTIME,
+    Parameter,
+    RealTimeSettings,
+    read_parameters,
+)
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
 from qam_ros.nodes.sensors import command_codecs, measured_codecs
@@ -35,12 +41,13 @@ from qam_ros.runtime.guard_config import guard_config
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.guard_log import GuardLog
 from qam_ros.runtime.guard_types import GuardOutput
+from qam_ros.runtime.realtime import enter_others
 
 LOG_FILE: Final = "guard.log"
 
 
 @dataclass(frozen=True)
-class GuardSettings:
+class GuardSettings(RealTimeSettings):
     """Parameters of the guard node; see ``TABLE``."""
 
     robot: str
@@ -55,6 +62,7 @@ class GuardSettings:
 
 TABLE: Final = (
     *COMMON,
+    *REALTIME,
     Parameter(
         "dry_run", default=True, description="Compute and report, command nothing."
     ),
@@ -75,6 +83,7 @@ class GuardNode(LifecycleNode):
         super().__init__("guard")
         self.exit_code: int | None = None
         self._settings = read_parameters(self, TABLE, GuardSettings)
+        self._realtime = self._settings.realtime()
         self._lockstep = bool(self.get_parameter("use_sim_time").value)
         self._wiring = Wiring(self, warn=not self._lockstep, keep_alive=True)
         self._control: GuardControl | None = None
@@ -95,6 +104,8 @@ class GuardNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start commanding. Active follows."""
         assert self._control is not None
+        if not self._lockstep:
+            enter_others(self._realtime)
         self._control.start()
         return super().on_activate(state)
 
@@ -162,6 +173,8 @@ class GuardNode(LifecycleNode):
             report=wiring.talk(GuardReport, "guard_report", qos.HISTORY),
             clock_ns=lambda: now_ns(self),
             log=self._log,
+            realtime=self._realtime,
+            warn=self.get_logger().warning,
         )
         sensors = qos.LOCKSTEP_IN if self._lockstep else qos.SENSOR_IN
         # What stops the robot first: of several messages that wait, these are taken first.
@@ -206,12 +219,16 @@ class GuardNode(LifecycleNode):
             "malformed messages": self._wiring.malformed,
             "errors in callbacks": self._wiring.errors,
             "log records dropped": 0 if self._log is None else self._log.dropped,
+            "control thread": control.scheduling,
+            "not granted": "; ".join(control.problems),
             **control.timing.summary(),
         }
         log_problem = "" if self._log is None else self._log.problem
         if problem := self._wiring.problem or log_problem:
             return False, problem, values
         stopped = state.latch is not None or state.mode == GuardMode.HOLD
+        if control.problems and not stopped:
+            return False, control.problems[0], values
         return not stopped, control.reason if control.running else "inactive", values
 
 

@@ -11,6 +11,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from qam_ros.contract.errors import ConfigError
+from qam_ros.runtime.realtime import RealTime, parse_cores
 
 Settings = TypeVar("Settings")
 
@@ -52,6 +53,24 @@ COMMON = (
 )
 """Parameters that all nodes of a robot share."""
 
+REALTIME = (
+    Parameter(
+        "priority",
+        0,
+        "SCHED_FIFO priority of the control thread, in real time; 0: ordinary.",
+        low=0,
+        high=99,
+    ),
+    Parameter("cores", "", "Cores of the control thread, such as 2,3; empty: any."),
+    Parameter("lock_memory", default=False, description="Never page out this process."),
+    Parameter(
+        "collect_between_ticks",
+        default=True,
+        description="Collect garbage right after a tick only, in real time.",
+    ),
+)
+"""Parameters of nodes with a control thread; see ``qam_ros.runtime.realtime``."""
+
 
 def read_parameters(
     node: Node, table: tuple[Parameter, ...], kind: type[Settings]
@@ -84,6 +103,29 @@ def read_parameters(
             )
         values[row.name] = value
     return kind(**values)
+
+
+@dataclass(frozen=True)
+class RealTimeSettings:
+    """What ``REALTIME`` is read into; a part of the settings of a node."""
+
+    priority: int
+    cores: str
+    lock_memory: bool
+    collect_between_ticks: bool
+
+    def realtime(self) -> RealTime:
+        """What the node's control thread asks for.
+
+        Raises:
+            ConfigError: ``cores`` is no list of cores.
+        """
+        return RealTime(
+            priority=self.priority,
+            cores=parse_cores(self.cores),
+            lock_memory=self.lock_memory,
+            collect_between_ticks=self.collect_between_ticks,
+        )
 
 
 def _descriptor(row: Parameter) -> ParameterDescriptor:

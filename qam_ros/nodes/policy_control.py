@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,38 +14,75 @@ from qam_ros.contract.messages import ActionProposal, EpisodeEvent
 from qam_ros.runtime.assembler import Fields
 from qam_ros.runtime.phase import PhasePacer
 from qam_ros.runtime.policy import Candidate, PolicyCore, Swap
+from qam_ros.runtime.realtime import (
+    QuietInterpreter,
+    RealTime,
+    SteadyClock,
+    describe,
+    enter,
+)
 from qam_ros.runtime.timing import TimingRing, periods, quantiles, write_timing
 
 TIMING_FILE: Final = "policy_timing.npz"
 CAPACITY: Final = 200_000
+LONGEST_SLEEP_NS: Final = 100_000_000
+"""A thread that shall end does so within this time [ns]."""
 WINDOW: Final = 1000
 """Ticks that the figures of the diagnostics look back."""
-LATE: Final = 10
-"""A tick is late when it starts more than a period / LATE behind its deadline."""
+LATE: Final = 5
+"""A tick is late when it has published more than a period / LATE behind its deadline."""
+NAMES: Final = (
+    "tick_ns",
+    "lateness_ns",
+    "publish_lateness_ns",
+    "sensor_wait_ns",
+    "sample_ns",
+)
+
+_logger = logging.getLogger(__name__)
 
 
 class PolicyTiming:
-    """Times of the ticks: tick_ns (monotonic), lateness_ns, sample_ns (of new chunks), swap_ns.
+    """Times of the ticks, all in nanoseconds.
+
+    ``tick_ns`` start (monotonic), ``lateness_ns`` wake-up after the deadline, ``publish_lateness_ns``
+    publication after the deadline, ``sensor_wait_ns`` wait for sensors that were late, ``sample_ns``
+    sampling of each new chunk, ``swap_ns`` of each swap.
 
     Args:
         period_ns: control period [ns].
     """
 
     def __init__(self, period_ns: int) -> None:
-        names = ("tick_ns", "lateness_ns", "sample_ns")
-        self._rings = {name: TimingRing(CAPACITY) for name in names}
+        self._rings = {name: TimingRing(CAPACITY) for name in NAMES}
         self._rings["swap_ns"] = TimingRing(10_000)
         self._period_ns = period_ns
         self.late = 0
+        self.late_sensors = 0
         self.skipped = 0
 
-    def tick(self, tick_ns: int, lateness_ns: int, sample_ns: int) -> None:
+    def tick(self, tick_ns: int, sample_ns: int) -> None:
         """Note a tick; ``sample_ns`` is 0 when no chunk was sampled."""
         self._rings["tick_ns"].append(tick_ns)
-        self._rings["lateness_ns"].append(lateness_ns)
-        self.late += LATE * lateness_ns > self._period_ns
         if sample_ns:
             self._rings["sample_ns"].append(sample_ns)
+
+    def deadline(self, woke_ns: int, sensor_wait_ns: int, published_ns: int) -> None:
+        """Note how a tick kept its deadline.
+
+        Args:
+            woke_ns: from the deadline to the start [ns].
+            sensor_wait_ns: wait for sensors, part of what follows [ns].
+            published_ns: from the deadline to the end of publication [ns].
+        """
+        self._rings["lateness_ns"].append(woke_ns)
+        self._rings["sensor_wait_ns"].append(sensor_wait_ns)
+        self._rings["publish_lateness_ns"].append(published_ns)
+        late = LATE * published_ns > self._period_ns
+        self.late += late
+        self.late_sensors += (
+            late and LATE * (published_ns - sensor_wait_ns) <= self._period_ns
+        )
 
     def swap(self, swap_ns: int) -> None:
         """Note a swap."""
@@ -56,10 +94,12 @@ class PolicyTiming:
         series = {
             "period": periods(ticks.values(WINDOW)),
             "lateness": self._rings["lateness_ns"].values(WINDOW),
+            "publication": self._rings["publish_lateness_ns"].values(WINDOW),
             "sample": self._rings["sample_ns"].values(WINDOW),
         }
         figures: dict[str, object] = {"ticks": ticks.count}
         figures |= {"late ticks": self.late, "skipped ticks": self.skipped}
+        figures |= {"late ticks, sensors late": self.late_sensors}
         for name, values in series.items():
             for key, value in quantiles(values * 1e-6).items():
                 figures[f"{name} {key} [ms]"] = value
@@ -82,7 +122,11 @@ class PolicyControl:
         bad_chunk: told when a chunk was not finite.
         clock_ns: time in the domain of the stamps [ns].
         lockstep: tick when an observation is complete; else on deadlines.
-        phase_offset_ns: from an observation's stamp to the deadline [ns].
+        phase_offset_ns: from an observation's stamp to the deadline, at most a fifth of the period
+            [ns].
+        realtime: what the thread asks of the system in real time; None for the defaults.
+        steady: time of the deadlines.
+        warn: told what was not granted.
     """
 
     def __init__(
@@ -95,6 +139,9 @@ class PolicyControl:
         clock_ns: Callable[[], int],
         lockstep: bool,
         phase_offset_ns: int,
+        realtime: RealTime | None = None,
+        steady: SteadyClock | None = None,
+        warn: Callable[[str], object] = _logger.warning,
     ) -> None:
         self.core = core
         self.running = False
@@ -104,8 +151,14 @@ class PolicyControl:
         self._bad_chunks = 0
         self._clock_ns = clock_ns
         self._lockstep = lockstep
-        self._offset_ns = phase_offset_ns
         self._period_ns = round(core.interface.control_period_s * 1e9)
+        self._offset_ns = min(phase_offset_ns, self._period_ns // LATE)
+        self._realtime = realtime or RealTime()
+        self._steady = steady or SteadyClock()
+        self._warn = warn
+        self._quiet = QuietInterpreter()
+        self.problems: tuple[str, ...] = ()
+        self.scheduling = "not started"
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self.timing = PolicyTiming(self._period_ns)
@@ -113,8 +166,11 @@ class PolicyControl:
     def start(self) -> None:
         """Start ticking."""
         self.running = True
-        body = self._run_lockstep if self._lockstep else self._run_real_time
-        self._thread = threading.Thread(target=body, name="policy_control", daemon=True)
+        if not self._lockstep and self._realtime.collect_between_ticks:
+            self._quiet.start()
+        self._thread = threading.Thread(
+            target=self.run, name="policy_control", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> bool:
@@ -126,7 +182,15 @@ class PolicyControl:
             self._condition.notify()
         self._thread.join(timeout=0.5)
         self._thread = None
+        self._quiet.stop()
         return True
+
+    def run(self) -> None:
+        """Tick until ``running`` is false; the body of the thread."""
+        if self._lockstep:
+            self._run_lockstep()
+        else:
+            self._run_real_time()
 
     def on_observation(self, stamp_ns: int, values: Mapping[str, Fields]) -> None:
         """As ``PolicyCore.on_observation``."""
@@ -153,38 +217,52 @@ class PolicyControl:
                     return
                 started_ns = time.monotonic_ns()
                 proposal = self.core.tick(self._clock_ns())
-            self._finish(proposal, started_ns, 0)
+            self._publish(proposal)
+            self._finish(started_ns)
 
     def _run_real_time(self) -> None:
-        pacer = PhasePacer(self._period_ns, self._offset_ns, time.monotonic_ns())
-        while True:
-            with self._condition:
-                if self._wait_until(pacer.deadline_ns):
-                    return
-                woke_ns = time.monotonic_ns()
-                self._condition.wait_for(  # at most when the sensors are late
-                    lambda: not self.running or self.core.assembler.fresh,
-                    timeout=0.25e-9 * self._period_ns,
-                )
-                started_ns, clock_ns = time.monotonic_ns(), self._clock_ns()
-                proposal = self.core.tick(clock_ns)
-            self._finish(proposal, started_ns, woke_ns - pacer.deadline_ns)
-            seen = proposal.observation.size > 0
-            behind_ns = clock_ns - started_ns + pacer.deadline_ns - proposal.stamp_ns
-            pacer.advance(time.monotonic_ns(), behind_ns if seen else None)
-            self.timing.skipped = pacer.skipped
+        self.problems = enter(self._realtime)
+        self.scheduling = describe()
+        for problem in self.problems:
+            self._warn(problem)
+        pacer = PhasePacer(self._period_ns, self._offset_ns, self._steady.now_ns())
+        while self._sleep_until(pacer.deadline_ns):
+            self._tick_real_time(pacer)
 
-    def _wait_until(self, deadline_ns: int) -> bool:
-        """Wait for a deadline, with the condition held; whether to end instead."""
-        while self.running and (rest_ns := deadline_ns - time.monotonic_ns()) > 0:
-            self._condition.wait(rest_ns * 1e-9)
-        return not self.running
+    def _sleep_until(self, deadline_ns: int) -> bool:
+        """Wait for a deadline, and not for messages; whether to go on."""
+        while self.running and (now_ns := self._steady.now_ns()) < deadline_ns:
+            self._steady.sleep_until(min(deadline_ns, now_ns + LONGEST_SLEEP_NS))
+        return self.running
 
-    def _finish(
-        self, proposal: ActionProposal, started_ns: int, lateness_ns: int
-    ) -> None:
+    def _tick_real_time(self, pacer: PhasePacer) -> None:
+        deadline_ns = pacer.deadline_ns
+        woke_ns = self._steady.now_ns()
+        with self._condition:
+            self._condition.wait_for(  # at most when the sensors are late
+                lambda: not self.running or self.core.assembler.fresh,
+                timeout=0.25e-9 * self._period_ns,
+            )
+            started_ns = self._steady.now_ns()
+            due_ns = self._clock_ns() - started_ns + deadline_ns
+            proposal = self.core.tick(due_ns)
         self._publish(proposal)
-        self.timing.tick(started_ns, lateness_ns, self.core.sample_ns)
+        published_ns = self._steady.now_ns()
+        self.timing.deadline(
+            woke_ns - deadline_ns, started_ns - woke_ns, published_ns - deadline_ns
+        )
+        with self._condition:
+            self.core.look_ahead()
+        self._finish(started_ns)
+        self._quiet.after_tick(published_ns)
+        seen = proposal.observation.size > 0
+        lag_ns = due_ns - proposal.stamp_ns if seen else None
+        pacer.advance(self._steady.now_ns(), lag_ns, started_ns)
+        self.timing.skipped = pacer.skipped
+
+    def _finish(self, started_ns: int) -> None:
+        """What can wait until the proposal is out."""
+        self.timing.tick(started_ns, self.core.sample_ns)
         swap = self.core.take_swap()
         if swap is not None:
             self.timing.swap(swap.swap_ns)

@@ -17,7 +17,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import Trigger
 
 from qam_ros.contract.artifact import read_artifact
-from qam_ros.contract.errors import QamError
+from qam_ros.contract.errors import ConfigError, QamError
 from qam_ros.contract.interface import load_interface
 from qam_ros.contract.messages import (
     ActionProposal,
@@ -26,19 +26,29 @@ from qam_ros.contract.messages import (
     PolicyUpdate,
 )
 from qam_ros.nodes import qos
-from qam_ros.nodes.parameters import COMMON, Parameter, read_key, read_parameters
+from qam_ros.nodes.parameters import (
+    COMMON,
+    REALTIME,
+    Parameter,
+    RealTimeSettings,
+    read_key,
+    read_parameters,
+)
 from qam_ros.nodes.policy_control import PolicyControl
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
 from qam_ros.nodes.sensors import observed_codecs
+from qam_ros.runtime.backends import open_sampler
+from qam_ros.runtime.planner import ThreadPlanner
 from qam_ros.runtime.policy import Candidate, PolicyCore
+from qam_ros.runtime.realtime import enter, enter_others
 from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_ros.runtime.update_parts import Offer
 from qam_ros.runtime.updates import PolicyUpdates
 
 
 @dataclass(frozen=True)
-class PolicySettings:
+class PolicySettings(RealTimeSettings):
     """Parameters of the policy node; see ``TABLE``."""
 
     robot: str
@@ -48,25 +58,43 @@ class PolicySettings:
     artifact: str
     seed: int
     replan_every: int
+    align_chunks: bool
+    sample_ahead: bool
     phase_offset_s: float
     swap_budget: float
     hmac_key: str
     threads: int
+    backend: str
 
 
 TABLE: Final = (
     *COMMON,
+    *REALTIME,
     Parameter(
         "artifact", "", "Policy artifact: a directory or zip file.", required=True
     ),
     Parameter("seed", 0, "Seed of the noise.", low=0, high=2**31),
     Parameter(
-        "replan_every", 0, "Actions used of each chunk; 0: all.", low=0, high=1000
+        "replan_every",
+        0,
+        "Actions used of each chunk (receding horizon); 0: all (open loop).",
+        low=0,
+        high=1000,
+    ),
+    Parameter(
+        "align_chunks",
+        default=True,
+        description="In real time, execute each action at the time it was planned for.",
+    ),
+    Parameter(
+        "sample_ahead",
+        default=False,
+        description="In real time, sample on a thread of its own while the last chunk is executed.",
     ),
     Parameter(
         "phase_offset_s",
         0.004,
-        "From an observation's stamp to the tick, in real time.",
+        "From an observation's stamp to the tick, in real time; at most a fifth of the period.",
         "s",
         0.0,
         1.0,
@@ -83,6 +111,11 @@ TABLE: Final = (
     Parameter(
         "threads", 1, "Threads inside an operator of the network.", low=1, high=64
     ),
+    Parameter(
+        "backend",
+        "onnx",
+        "What runs the network: onnx, onnx-cuda, or tensorrt after qam compile.",
+    ),
 )
 
 
@@ -93,11 +126,18 @@ class PolicyNode(LifecycleNode):
         super().__init__("policy")
         self.exit_code: int | None = None
         self._settings = read_parameters(self, TABLE, PolicySettings)
+        self._realtime = self._settings.realtime()
+        if self._settings.sample_ahead and not self._settings.align_chunks:
+            raise ConfigError(
+                "node policy: sample_ahead needs align_chunks, since a chunk made ahead begins in the past"
+            )
         self._lockstep = bool(self.get_parameter("use_sim_time").value)
         self._wiring = Wiring(self, warn=not self._lockstep)
         self._offers: queue.Queue[Offer | None] = queue.Queue(maxsize=4)
         self._worker: threading.Thread | None = None
         self._control: PolicyControl | None = None
+        self._planner: ThreadPlanner | None = None
+        self._offering = threading.Lock()
         self._problem = ""
         if self._settings.autostart and not autostart(self):
             self.exit_code = 1
@@ -117,6 +157,9 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start proposing. Active follows."""
         assert self._control is not None
+        if not self._lockstep:
+            worker = self._worker and self._worker.native_id
+            enter_others(self._realtime, ordinary=(worker,) if worker else ())
         self._control.start()
         self._publish_status(self._updates.status)
         return super().on_activate(state)
@@ -143,6 +186,9 @@ class PolicyNode(LifecycleNode):
             self._offers.put(None)
             self._worker.join(timeout=0.5)
             self._worker = None
+        if self._planner is not None:
+            self._planner.close()
+            self._planner = None
         self._wiring.destroy()
         self._control = None
 
@@ -158,8 +204,11 @@ class PolicyNode(LifecycleNode):
         interface = artifact.interface
         if settings.robot:
             interface = load_interface(settings.robot, settings.overlay or None)
-        sampler = OnnxSampler(artifact, settings.threads)
+        sampler = open_sampler(artifact, settings.backend, threads=settings.threads)
         error = verify(sampler, artifact)
+        if settings.sample_ahead and not self._lockstep:
+            below = self._realtime.below()
+            self._planner = ThreadPlanner(sampler, lambda: enter(below))
         core = PolicyCore(
             artifact,
             sampler,
@@ -167,6 +216,8 @@ class PolicyNode(LifecycleNode):
             interface=interface,
             lockstep=self._lockstep,
             replan_every=settings.replan_every or None,
+            align=settings.align_chunks and not self._lockstep,
+            planner=self._planner,
         )
         self._updates = PolicyUpdates(
             artifact,
@@ -177,7 +228,7 @@ class PolicyNode(LifecycleNode):
         )
         self.get_logger().info(
             f"policy version {core.version} of run {artifact.manifest.run_id}, golden chunks within "
-            f"{error:.1e}, seed {settings.seed}, session {core.session.hex()}"
+            f"{error:.1e} on {sampler.backend}, seed {settings.seed}, session {core.session.hex()}"
         )
         return core
 
@@ -192,6 +243,8 @@ class PolicyNode(LifecycleNode):
             clock_ns=lambda: now_ns(self),
             lockstep=self._lockstep,
             phase_offset_ns=round(self._settings.phase_offset_s * 1e9),
+            realtime=self._realtime,
+            warn=self.get_logger().warning,
         )
         sensors = qos.LOCKSTEP_IN if self._lockstep else qos.SENSOR_IN
         # Events first: of several messages that wait, the executor takes those listed first.
@@ -225,7 +278,9 @@ class PolicyNode(LifecycleNode):
             self.get_logger().warning(f"update refused, {self._updates.last_refusal}")
             self._publish_status(result)
         elif control is not None:
-            control.offer(result)
+            with self._offering:  # a rollback may have come between verdict and offer
+                if self._updates.stands(result):
+                    control.offer(result)
 
     def _on_rollback(
         self, _: Trigger.Request, response: Trigger.Response
@@ -234,10 +289,11 @@ class PolicyNode(LifecycleNode):
         return response
 
     def _roll_back(self) -> tuple[bool, str]:
-        candidate = self._updates.rollback()
-        if candidate is None or self._control is None:
-            return False, "no earlier version is kept"
-        self._control.offer(candidate)
+        with self._offering:
+            candidate = self._updates.rollback()
+            if candidate is None or self._control is None:
+                return False, "no earlier version is kept"
+            self._control.offer(candidate)
         return True, f"version {candidate.version} runs from the next chunk on"
 
     def _publish_status(self, status: PolicyStatus) -> None:
@@ -253,7 +309,12 @@ class PolicyNode(LifecycleNode):
             "refused": updates.refused,
             "ignored, of other runs": updates.ignored,
             "last refusal": updates.last_refusal,
+            "last verdict": updates.last_verdict,
             "chunks not finite": core.bad_chunks,
+            "chunks too old": core.old_chunks,
+            "actions skipped": core.skipped_actions,
+            "control thread": control.scheduling,
+            "not granted": "; ".join(control.problems),
             "malformed messages": self._wiring.malformed
             + sum(core.assembler.rejected.values()),
             **control.timing.summary(),
@@ -262,6 +323,8 @@ class PolicyNode(LifecycleNode):
             return False, self._problem, values
         if core.bad_chunks:
             return False, "the policy gives chunks that are not finite", values
+        if control.problems:
+            return False, control.problems[0], values
         return True, "proposing" if control.running else "inactive", values
 
 

@@ -2,7 +2,8 @@
 """Absolute deadlines that follow the phase of the observations.
 
     d_{k+1} = d_k + T + nudge,    |nudge| <= T / 100
-where the nudge pulls the deadline towards ``offset`` behind the newest observation stamp.
+where the nudge pulls the deadline towards ``offset`` behind the newest observation stamp. What was
+missed is never caught up: ticks keep half a period from each other.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ class PhasePacer:
         self._period_ns = period_ns
         self._offset_ns = offset_ns
 
-    def advance(self, now_ns: int, lag_ns: int | None) -> None:
-        """Go on to the next deadline; whole periods that have passed are left out and counted.
+    def advance(
+        self, now_ns: int, lag_ns: int | None, started_ns: int | None = None
+    ) -> None:
+        """Go on to the next deadline that has not passed; those left out are counted.
+
+        One less than half a period after the start of this tick is left out, too: a guard refuses a
+        second proposal so soon after a late one.
 
         Args:
-            now_ns: time now [ns], in the domain of the deadlines.
+            now_ns: time now, when the tick is over [ns], in the domain of the deadlines.
             lag_ns: deadline less stamp of the observation used [ns]; None if there was none.
+            started_ns: when the tick began [ns]; None if in time.
         """
         nudge_ns = 0
         if lag_ns is not None:
@@ -40,7 +47,10 @@ class PhasePacer:
             limit_ns = self._period_ns // 100
             nudge_ns = max(-limit_ns, min(limit_ns, error_ns))
         self.deadline_ns += self._period_ns + nudge_ns
-        if now_ns >= self.deadline_ns:
-            missed = (now_ns - self.deadline_ns) // self._period_ns + 1
+        earliest_ns = now_ns + 1
+        if started_ns is not None:
+            earliest_ns = max(earliest_ns, started_ns + self._period_ns // 2)
+        if earliest_ns > self.deadline_ns:
+            missed = -(-(earliest_ns - self.deadline_ns) // self._period_ns)
             self.deadline_ns += missed * self._period_ns
             self.skipped += missed

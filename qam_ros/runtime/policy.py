@@ -4,13 +4,18 @@
 Every tick gives a proposal. It carries an action inside an episode, on a complete and finite
 observation; between episodes it only shows the observation. Weights change at a chunk boundary,
 never inside a chunk. Not thread-safe; whoever drives it from two threads holds a lock.
+
+Aligned in time, the action of a chunk with index i belongs to the tick nearest to stamp + i T, with
+the stamp of the observation that the chunk was made from: old sensors or a slow sampler cost the
+first actions of a chunk, which are skipped and counted, and never shift the rest.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,12 +26,15 @@ from qam_ros.contract.artifact import Artifact
 from qam_ros.contract.messages import ActionProposal, EpisodeEvent, EpisodeKind
 from qam_ros.contract.robot_interface import RobotInterface, check_same_semantics
 from qam_ros.runtime.assembler import Assembler, Fields, Observation
-from qam_ros.runtime.chunks import ChunkQueue
+from qam_ros.runtime.chunks import ChunkQueue, ChunkStep
+from qam_ros.runtime.planner import Planner
 from qam_ros.runtime.sampler import Sampler
 
 Float32Array = npt.NDArray[np.float32]
 
 NOTHING: Final[Float32Array] = np.zeros(0, dtype=np.float32)
+LEAD_SAMPLES: Final = 16
+"""Sampling ahead begins as early as the slowest of so many chunks before needed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +67,15 @@ class Swap:
     swap_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A chunk that is being made: from which observation [ns], by which weights, since when."""
+
+    stamp_ns: int
+    version: int
+    epoch: int
+
+
 class PolicyCore:
     """Policy with its chunk queue, noise and weights.
 
@@ -70,6 +87,11 @@ class PolicyCore:
         lockstep: time is that of a simulation; see ``ready``.
         replan_every: actions used of each chunk; None for all of them.
         session: uuid of this policy process (16 bytes); None for a new one.
+        align: execute each action at the time it was planned for; see above. For real time, where
+            ``tick`` is told the time in the domain of the stamps.
+        planner: makes the chunks ahead, while ticks go on; then whoever drives the core calls
+            ``look_ahead`` after each tick. None samples in the tick. Needs ``align``.
+        steady_ns: measures how long something took [ns].
 
     Raises:
         InterfaceError: the robot's numbers mean something else than the artifact's.
@@ -85,7 +107,11 @@ class PolicyCore:
         lockstep: bool = True,
         replan_every: int | None = None,
         session: bytes | None = None,
+        align: bool = False,
+        planner: Planner | None = None,
+        steady_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
+        assert align or planner is None
         manifest = artifact.manifest
         self.interface = manifest.interface if interface is None else interface
         check_same_semantics(manifest.interface, self.interface, "policy artifact")
@@ -93,13 +119,23 @@ class PolicyCore:
         self.version = manifest.policy_version
         self.assembler = Assembler(self.interface)
         self.bad_chunks = 0
+        self.old_chunks = 0
         self.sample_ns = 0
         self._sampler = sampler
         self._generator = np.random.default_rng(seed)
         self._noise_size = manifest.graph.noise_width
         self._queue = ChunkQueue(manifest.chunk_length, replan_every)
         self._period_ns = round(self.interface.control_period_s * 1e9)
+        self._length = manifest.chunk_length
         self._lockstep = lockstep
+        self._align = align
+        self._planner = planner
+        self._steady_ns = steady_ns
+        self._plan: _Plan | None = None
+        self._epoch = 0
+        self._base_ns = 0
+        self._seen: Observation | None = None
+        self._slowness_ns: deque[int] = deque(maxlen=LEAD_SAMPLES)
         self._tick = 0
         self._last_stamp_ns: int | None = None
         self._event: EpisodeEvent | None = None
@@ -118,7 +154,7 @@ class PolicyCore:
 
     def on_event(self, event: EpisodeEvent) -> None:
         """Take in an episode event; what is left of the chunk is dropped."""
-        self._queue.clear()
+        self._drop()
         self._event = event
         if event.kind == EpisodeKind.START:
             self._start_ns = event.stamp_ns
@@ -148,36 +184,42 @@ class PolicyCore:
             return True
         return stamp_ns <= self._event.stamp_ns
 
+    @property
+    def skipped_actions(self) -> int:
+        """Actions left out because their time had passed when it was their turn."""
+        return self._queue.skipped
+
     def tick(self, now_ns: int) -> ActionProposal:
         """Propose the next action.
 
         Args:
             now_ns: clock in the domain of the stamps [ns]; stamps a proposal without observation.
+                Aligned, it is the time that the tick was due, which jitter does not move.
         """
         observation = self.assembler.observe() if self.assembler.complete else None
         stamp_ns = now_ns if observation is None else observation.stamp_ns
-        if (
+        gap = (
             self._last_stamp_ns is not None
             and 2 * (stamp_ns - self._last_stamp_ns) > 3 * self._period_ns
-        ):
+        )
+        if gap and self._planner is None:
             self._queue.clear()
         self._last_stamp_ns = stamp_ns
         self.sample_ns = 0
         action, version, chunk_id, index = NOTHING, self.version, 0, 0
+        due, self._seen = None, None
         if observation is not None and self._may_act(observation):
-            if self._queue.at_boundary:
-                self._new_chunk(observation.values)
-            if not self._queue.at_boundary:
-                due = self._queue.pop()
-                action, version, chunk_id, index = (
-                    due.action,
-                    due.version,
-                    due.chunk_id,
-                    due.index,
-                )
+            self._seen = observation
+            due = self._next_action(observation, now_ns)
         else:
-            self._queue.clear()
-            self._exchange()
+            self._drop()
+            if self._planner is None:
+                self._exchange()
+            else:
+                self._take_plan(self._planner, now_ns)
+        if due is not None:
+            action, version = due.action, due.version
+            chunk_id, index = due.chunk_id, due.index
         self._tick += 1
         return ActionProposal(
             stamp_ns=stamp_ns,
@@ -207,25 +249,94 @@ class PolicyCore:
             and bool(np.isfinite(observation.values).all())
         )
 
-    def _new_chunk(self, values: Float32Array) -> None:
-        """Swap if weights wait, then sample. A chunk that is not finite is dropped and counted."""
+    def look_ahead(self) -> None:
+        """With a planner: begin the next chunk when it is time; call after the proposal is out.
+
+        That is a tick earlier than the slowest of the last chunks would have needed.
+        Weights are exchanged here, since nothing is being sampled.
+        """
+        planner = self._planner
+        if planner is None or planner.busy:
+            return
+        if self._seen is None:
+            self._exchange()
+            return
+        slowest_ns = max(self._slowness_ns, default=0)
+        if self._queue.left > -(-slowest_ns // self._period_ns):
+            return
         self._exchange()
         noise = self._generator.standard_normal(self._noise_size, dtype=np.float32)
-        started_ns = time.perf_counter_ns()
-        chunk = self._sampler.sample(values, noise)
-        self.sample_ns = time.perf_counter_ns() - started_ns
-        if np.isfinite(chunk).all():
-            self._queue.push(chunk, self.version)
-        else:
-            self._queue.clear()
+        self._plan = _Plan(self._seen.stamp_ns, self.version, self._epoch)
+        planner.start(self._seen.values, noise)
+
+    def _next_action(self, observation: Observation, now_ns: int) -> ChunkStep | None:
+        if self._align:
+            self._queue.seek(self._periods(now_ns - self._base_ns))
+        if self._planner is not None:
+            self._take_plan(self._planner, now_ns)
+            return None if self._queue.empty else self._queue.pop()
+        if self._queue.at_boundary:
+            self._new_chunk(observation, now_ns)
+        return None if self._queue.at_boundary else self._queue.pop()
+
+    def _new_chunk(self, observation: Observation, now_ns: int) -> None:
+        """Swap if weights wait, then sample."""
+        self._exchange()
+        noise = self._generator.standard_normal(self._noise_size, dtype=np.float32)
+        started_ns = self._steady_ns()
+        chunk = self._sampler.sample(observation.values, noise)
+        self.sample_ns = self._steady_ns() - started_ns
+        age_ns = now_ns - observation.stamp_ns + self.sample_ns
+        late_ticks = self._periods(self.sample_ns)
+        self._push(chunk, self.version, age_ns, now_ns + late_ticks * self._period_ns)
+
+    def _take_plan(self, planner: Planner, now_ns: int) -> None:
+        """Go over to the chunk that was made meanwhile, at the action whose time it is."""
+        result = planner.take()
+        if result is None:
+            return
+        plan, self._plan = self._plan, None
+        assert plan is not None
+        chunk, self.sample_ns = result
+        self._slowness_ns.append(self.sample_ns)
+        if plan.epoch == self._epoch:
+            self._push(chunk, plan.version, now_ns - plan.stamp_ns, now_ns)
+
+    def _push(
+        self, chunk: Float32Array, version: int, age_ns: int, now_ns: int
+    ) -> None:
+        """Start on a chunk; one that is not finite, or wholly of the past, is counted instead.
+
+        Args:
+            chunk: (h, A).
+            version: of the weights.
+            age_ns: time since the observation that it was made from [ns].
+            now_ns: time that the tick was due, or would have been after slow sampling [ns].
+        """
+        skip = self._periods(age_ns) if self._align else 0
+        if not np.isfinite(chunk).all():
             self.bad_chunks += 1
+        elif skip >= self._length:
+            self.old_chunks += 1
+        else:
+            self._queue.push(chunk, version, skip)
+            self._base_ns = now_ns - skip * self._period_ns
+
+    def _periods(self, time_ns: int) -> int:
+        """Whole control periods nearest to a time [ns], at least 0."""
+        return max(0, (2 * time_ns + self._period_ns) // (2 * self._period_ns))
+
+    def _drop(self) -> None:
+        """What is left of the chunk, and one that is being made, is not wanted any more."""
+        self._queue.clear()
+        self._epoch += 1
 
     def _exchange(self) -> None:
         candidate, self._pending = self._pending, None
         if candidate is None:
             return
-        started_ns = time.perf_counter_ns()
+        started_ns = self._steady_ns()
         self._sampler.load(candidate.flat)
-        swap_ns = time.perf_counter_ns() - started_ns
+        swap_ns = self._steady_ns() - started_ns
         self.version = candidate.version
         self._swap = Swap(candidate.version, candidate.probe_change, swap_ns)

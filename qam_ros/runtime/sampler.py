@@ -17,15 +17,24 @@ import onnxruntime
 from qam_ros.contract.artifact import Artifact
 from qam_ros.contract.errors import ArtifactError
 from qam_ros.runtime.onnx_check import check_onnx
+from qam_ros.runtime.precision import float32_products
 
 Float32Array = npt.NDArray[np.float32]
 
-ALIGNMENT: Final = 16
-"""Each tensor starts at a multiple of so many floats: one cache line."""
+ALIGNMENT: Final = 64
+"""Each tensor starts at a multiple of so many floats: 256 bytes, as engines on a GPU ask."""
 
 
 class Sampler(Protocol):
-    """Anything that makes chunks with exchangeable weights."""
+    """Anything that makes chunks with exchangeable weights.
+
+    Attributes:
+        backend: name of what runs the graph, with its version, for reports.
+        layout: of the buffer that load takes.
+    """
+
+    backend: str
+    layout: WeightLayout
 
     def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
         """Chunk (h, A) for an observation (O,) and noise (W,)."""
@@ -33,20 +42,32 @@ class Sampler(Protocol):
     def load(self, flat: Float32Array) -> None:
         """Take other weights, packed by the artifact's ``WeightLayout``."""
 
+    def set_weights(self, weights: Mapping[str, Float32Array]) -> None:
+        """Take tensors by name; all of them must be given."""
+
+    def sample_all(
+        self, observations: Float32Array, noise: Float32Array
+    ) -> Float32Array:
+        """Chunks (n, h, A) for observations (n, O) and noise (n, W), one by one."""
+
 
 class WeightLayout:
     """Where each weight tensor lies in one flat float32 buffer.
 
     Args:
         shapes: name -> shape, in the order of the graph's inputs.
+
+    Attributes:
+        starts: name -> first float of each.
+        size: floats in the buffer.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = dict(shapes)
-        self._starts: dict[str, int] = {}
+        self.starts: dict[str, int] = {}
         end = 0
         for name, shape in self.shapes.items():
-            self._starts[name] = end
+            self.starts[name] = end
             end += -(-int(np.prod(shape)) // ALIGNMENT) * ALIGNMENT
         self.size = end
 
@@ -56,7 +77,7 @@ class WeightLayout:
             name: flat[start : start + int(np.prod(self.shapes[name]))].reshape(
                 self.shapes[name]
             )
-            for name, start in self._starts.items()
+            for name, start in self.starts.items()
         }
 
     def pack(self, weights: Mapping[str, Float32Array]) -> Float32Array:
@@ -81,8 +102,9 @@ class OnnxSampler:
     def __init__(self, artifact: Artifact, threads: int = 1) -> None:
         manifest = artifact.manifest
         check_onnx(artifact.onnx_bytes, manifest.graph)
+        self.backend = f"onnxruntime {onnxruntime.__version__} on the CPU"
         self.layout = WeightLayout(manifest.graph.weight_shapes)
-        self._session = _session(artifact.onnx_bytes, threads)
+        self._session = _session(float32_products(artifact.onnx_bytes), threads)
         self._flat = _aligned(self.layout.size)
         self._observation = np.zeros(
             (1, manifest.interface.observation_size), np.float32
@@ -131,29 +153,41 @@ class OnnxSampler:
         self, observations: Float32Array, noise: Float32Array
     ) -> Float32Array:
         """Chunks (n, h, A) for observations (n, O) and noise (n, W), one by one."""
-        return np.stack(
-            [self.sample(s, z) for s, z in zip(observations, noise, strict=True)]
-        )
+        return sample_one_by_one(self, observations, noise)
 
 
-def verify(sampler: OnnxSampler, artifact: Artifact) -> float:
+def sample_one_by_one(
+    sampler: Sampler, observations: Float32Array, noise: Float32Array
+) -> Float32Array:
+    """Chunks (n, h, A) for observations (n, O) and noise (n, W)."""
+    return np.stack(
+        [sampler.sample(s, z) for s, z in zip(observations, noise, strict=True)]
+    )
+
+
+def verify(sampler: Sampler, artifact: Artifact) -> float:
     """Run the golden probes with the artifact's own weights, which also warms the session up.
 
     Returns:
         Largest absolute difference to the expected chunks.
 
     Raises:
-        ArtifactError: it exceeds the artifact's tolerance.
+        ArtifactError: it exceeds the artifact's tolerance, or the graph fails when it runs.
     """
     golden = artifact.golden
-    chunks = sampler.sample_all(golden.observations, golden.noise)
+    try:
+        chunks = sampler.sample_all(golden.observations, golden.noise)
+    except Exception as problem:
+        raise ArtifactError(
+            f"policy.onnx: the graph fails on {sampler.backend} when it runs: {problem}"
+        ) from problem
     error = float(np.abs(chunks - golden.chunks).max())
     tolerance = artifact.manifest.tolerance
     if not error <= tolerance:
         raise ArtifactError(
-            f"policy.onnx: the golden chunks come out {error:.2e} off on ONNX Runtime "
-            f"{onnxruntime.__version__}, at most {tolerance:.2e} are allowed; export the policy "
-            "again, or install the version it was exported with",
+            f"policy.onnx: the golden chunks come out {error:.2e} off on {sampler.backend}, at most "
+            f"{tolerance:.2e} are allowed; export the policy again, or install the version it was "
+            "exported with",
             found=error,
             expected=tolerance,
         )
@@ -161,7 +195,7 @@ def verify(sampler: OnnxSampler, artifact: Artifact) -> float:
 
 
 def _aligned(size: int) -> Float32Array:
-    """Zeros (size,) whose memory starts at a cache line."""
+    """Zeros (size,) whose memory starts at a multiple of ALIGNMENT."""
     buffer = np.zeros(size + ALIGNMENT, dtype=np.float32)
     start = -(buffer.ctypes.data // 4) % ALIGNMENT
     return buffer[start : start + size]
@@ -175,6 +209,8 @@ def _session(data: bytes, threads: int) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     # A spinning thread would eat the core that the guard needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Never its own format, which the checks do not read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return onnxruntime.InferenceSession(
             data, options, providers=["CPUExecutionProvider"]

@@ -82,6 +82,7 @@ class PolicyUpdates:
         self.swaps = 0
         self.refused = 0
         self.last_refusal = ""
+        self.last_verdict = "no update yet"
         self.status = self._make_status(version, "started", accepted=False)
 
     def receive(self, part: PolicyUpdate) -> Offer | PolicyStatus | None:
@@ -144,6 +145,10 @@ class PolicyUpdates:
         with self._lock:
             if not verdict.accepted:
                 return self._refuse(offer.header, verdict.reason, verdict.probe_change)
+            self.last_verdict = (
+                f"version {version}: accepted, mean action change on the probes "
+                f"{verdict.probe_change:.3g} of at most {self._budget:.3g}"
+            )
             flat = self._sampler.layout.pack(weights)
             candidate = Candidate(version, flat, verdict.probe_change)
             self._kept.append(candidate)
@@ -169,6 +174,11 @@ class PolicyUpdates:
             if self._run_id is not None:
                 self._decide(self._run_id, self.status)
             return self.status
+
+    def stands(self, candidate: Candidate) -> bool:
+        """Whether a candidate is still the newest version kept, not rolled back meanwhile."""
+        with self._lock:
+            return self._kept[-1] is candidate
 
     @property
     def ignored(self) -> int:
@@ -258,6 +268,7 @@ class PolicyUpdates:
         version = header.version
         self.refused += 1
         self.last_refusal = f"version {version}: {reason}"
+        self.last_verdict = f"version {version}: refused, {reason}"
         self.status = self._make_status(version, reason, accepted=False, change=change)
         self._judging.discard(version)
         if final:

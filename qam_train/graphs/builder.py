@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qam_ros.contract.errors import ArtifactError
 from qam_ros.contract.weights import Weights
+from qam_ros.runtime.precision import LOWER
 
 OPSET = 20  # the first with Gelu(approximate="tanh")
 IR_VERSION = (
@@ -27,6 +28,7 @@ STATISTICS = ("observation_mean", "observation_std")
 
 Nets = Mapping[str, npt.NDArray[np.float32]]
 """Statistics, and tensors of nets by 'net/layer/kind'."""
+Precision = Literal["float32", "float16", "bfloat16"]
 Number = str | float
 """Name of a tensor, or a constant."""
 
@@ -57,14 +59,19 @@ class Builder:
     Args:
         nets: arrays the weight inputs are taken from.
         sizes: sizes of the policy.
+        precision: of the matrix products of actors and flows: float32, float16 or bfloat16.
 
     Attributes:
         weights: weight inputs so far, in the order of the graph's inputs.
     """
 
-    def __init__(self, nets: Nets, sizes: PolicySizes) -> None:
+    def __init__(
+        self, nets: Nets, sizes: PolicySizes, precision: Precision = "float32"
+    ) -> None:
         self.nets = nets
         self.sizes = sizes
+        self._lower = LOWER.get(precision)
+        self._cast: dict[str, str] = {}
         self.weights: Weights = {}
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, bytes], onnx.TensorProto] = {}
@@ -105,6 +112,19 @@ class Builder:
     def add(self, x: Number, y: Number) -> str:
         """X + y."""
         return self.op("Add", [x, y])
+
+    def affine(self, x: str, weight: str, bias: str) -> str:
+        """X W + b; in lower precision the factors are rounded and so is their product, not the sum with b."""
+        if self._lower is None:
+            return self.op("Gemm", [x, weight, bias])
+        product = self.op("MatMul", [self._lowered(x), self._lowered(weight)])
+        return self.add(self.op("Cast", [product], to=TensorProto.FLOAT), bias)
+
+    def _lowered(self, name: str) -> str:
+        """A tensor in lower precision; cast once, however often it is read."""
+        if name not in self._cast:
+            self._cast[name] = self.op("Cast", [name], to=self._lower)
+        return self._cast[name]
 
     def sub(self, x: Number, y: Number) -> str:
         """X - y."""

@@ -14,12 +14,12 @@ def guided_flow(build: Builder, policy: GuidedFlow, s: str, noise: str) -> str:
     velocity = velocity_field(build, policy.flow, s)
     critic = Critic(build, policy.critic, s, timed=True)
 
-    def field(a: str, t: float) -> str:
-        v = velocity(a, t)
-        if t == 0.0:
+    def field(a: str, k: int) -> str:
+        v = velocity(a, k)
+        if k == 0:
             return v
-        told = policy.told[round(t * policy.steps)]
-        pull = build.mul(critic.gradient(a, told), policy.tau * (1.0 - t))
+        t = k * (1.0 / policy.flow.steps)
+        pull = build.mul(critic.gradient(a, policy.told[k]), policy.tau * (1.0 - t))
         shift = build.mul(build.add(pull, a), policy.weight)
         return build.add(v, build.div(shift, t))
 

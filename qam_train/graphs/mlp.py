@@ -121,9 +121,12 @@ def _check_net(
 
 
 def product(build: Builder, net: Net, weight: str, x: str, bias: str) -> str:
-    """X W + bias: (R, out), or (E, R, out) of an ensemble."""
+    """X W + bias: (R, out), or (E, R, out) of an ensemble, which is float32 in every precision.
+
+    Ensembles are critics: their values are close to each other, and rounding would change the choice.
+    """
     if net.members is None:
-        return build.op("Gemm", [x, weight, bias])
+        return build.affine(x, weight, bias)
     return build.add(build.op("MatMul", [x, weight]), bias)
 
 

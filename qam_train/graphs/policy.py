@@ -30,7 +30,7 @@ from qam_train.graphs.actors import (
     noise_policy_flow,
     one_step,
 )
-from qam_train.graphs.builder import Builder, Nets, PolicySizes
+from qam_train.graphs.builder import Builder, Nets, PolicySizes, Precision
 from qam_train.graphs.critic import Critic, choose
 from qam_train.graphs.diffusion import reverse_diffusion
 from qam_train.graphs.flow import flow
@@ -86,7 +86,12 @@ class Policy:
         return GraphSignature(inputs, (chunk,))
 
 
-def build_graph(plan: Deployment, nets: Nets, sizes: PolicySizes) -> Policy:
+def build_graph(
+    plan: Deployment,
+    nets: Nets,
+    sizes: PolicySizes,
+    precision: Precision = "float32",
+) -> Policy:
     """Write the graph of a policy.
 
     Inputs: observation (1, O), noise (1, W), observation_mean (O,), observation_std (O,), then one
@@ -97,11 +102,12 @@ def build_graph(plan: Deployment, nets: Nets, sizes: PolicySizes) -> Policy:
         plan: what is computed.
         nets: statistics, and the tensors of all nets that the policy reads.
         sizes: sizes of the policy.
+        precision: of the matrix products of actors and flows; all else is float32.
 
     Raises:
         ArtifactError: a tensor is missing or does not fit the sizes.
     """
-    build = _written(plan, nets, sizes)
+    build = _written(plan, nets, sizes, precision)
     width = plan.noise_width(sizes.flat)
     model = build.serialised(width)
     return Policy(model, build.weights, plan.head, plan.steps, width, sizes)
@@ -112,8 +118,13 @@ def graph_weights(plan: Deployment, nets: Nets, sizes: PolicySizes) -> Weights:
     return _written(plan, nets, sizes).weights
 
 
-def _written(plan: Deployment, nets: Nets, sizes: PolicySizes) -> Builder:
-    build = Builder(nets, sizes)
+def _written(
+    plan: Deployment,
+    nets: Nets,
+    sizes: PolicySizes,
+    precision: Precision = "float32",
+) -> Builder:
+    build = Builder(nets, sizes, precision)
     mean, std = build.statistics()
     s = build.div(build.sub("observation", mean), std)
     chunk = _chunk(build, plan, s)

@@ -215,6 +215,29 @@ def test_in_real_time_the_policy_ticks_with_the_control_period(
     assert np.median(np.diff(ticks)) == pytest.approx(PERIOD_NS, rel=0.05)
 
 
+def test_what_the_system_does_not_grant_is_said_and_the_policy_runs_on(
+    graph, spawn, base_artifact
+):
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    seen = graph.collect(DiagnosticArray, "/diagnostics")
+    proposals = graph.collect(*_proposal_topic())
+    asked = {"cores": "4000", "sample_ahead": True, "replan_every": 1}
+    process = spawn("policy_node", {"artifact": base_artifact, **asked})
+
+    def reported():
+        return [s for a in seen for s in a.status if "core 4000" in s.message]
+
+    assert graph.wait(reported)
+    values = {v.key: v.value for v in reported()[-1].values}
+    assert "core 4000 is not among those" in values["not granted"]
+    assert values["control thread"].startswith("ordinary")
+    assert {"late ticks", "skipped ticks", "actions skipped"} <= values.keys()
+    before = len(proposals)
+    assert graph.wait(lambda: len(proposals) > before + 3)
+    assert process.stop() == 0
+
+
 def _proposal_topic():
     from qam_ros.nodes import qos
     from qam_ros.nodes.convert import ros_type
@@ -257,6 +280,11 @@ def test_only_an_active_policy_proposes(graph, spawn, base_artifact):
         ({}, "'artifact' is not set"),
         ({"robot": "ur5e_2f85"}, "made for another robot interface"),
         ({"hmac_key": "/nowhere"}, "hmac_key"),
+        ({"cores": "all"}, "write for example 2,3 or 2-3"),
+        (
+            {"sample_ahead": True, "align_chunks": False},
+            "sample_ahead needs align_chunks",
+        ),
     ],
 )
 def test_wrong_parameters_end_the_process_with_a_message(

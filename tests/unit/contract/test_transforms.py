@@ -101,3 +101,13 @@ def test_unknown_transform_names_the_nearest() -> None:
         match=r"block 'a': unknown transform 'yaw_cossin'; did you mean 'yaw_cos_sin'",
     ):
         find_transform("yaw_cossin", "block 'a'")
+
+
+def test_yaw_of_one_quaternion_is_that_of_many():
+    many = np.random.default_rng(0).normal(size=(2000, 4))
+    together = TRANSFORMS["yaw_cos_sin"].apply(many)
+    alone = np.stack([TRANSFORMS["yaw_cos_sin"].apply(one) for one in many])
+    assert alone.shape == together.shape
+    np.testing.assert_array_max_ulp(alone, together, 1)
+    rows = [TRANSFORMS["yaw_cos_sin"].apply(one[None])[0] for one in many]
+    assert alone.tobytes() == np.stack(rows).tobytes()

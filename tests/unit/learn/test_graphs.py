@@ -159,7 +159,7 @@ def test_graph_is_static_and_holds_no_weights():
         "0/weight_action",
     ]
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
-    assert max(np.prod(tensor.dims) for tensor in model.graph.initializer) <= 3
+    assert max(np.prod(tensor.dims) for tensor in model.graph.initializer) <= STEPS
     for value in (*model.graph.input, *model.graph.output):
         assert all(size.dim_value > 0 for size in value.type.tensor_type.shape.dim)
     assert [spec.name for spec in policy.signature.inputs] == inputs

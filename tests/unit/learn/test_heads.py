@@ -2,8 +2,6 @@
 """Every method becomes an artifact that the robot's own software runs like the agent."""
 
 import dataclasses
-import importlib
-import importlib.util
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from qam_ros.contract.artifact import read_artifact
 from qam_ros.contract.artifact_manifest import BEST_OF, HEADS
 from qam_ros.contract.errors import ArtifactError
 from qam_ros.contract.weights import encode_weights
+from qam_ros.runtime.engines.tensorrt import find_library
 from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_ros.runtime.update_parts import GOLDEN_NAME, split_update
 from qam_ros.runtime.updates import PolicyUpdates
@@ -57,6 +56,7 @@ CASES = [
     *((name, 1 if name in CHOOSING else None) for name in ALONE),
     *((name, 5) for name in CHOOSING),
 ]
+PRECISIONS = ("float32", "float16", "bfloat16")
 CLONING = sorted(name for name in METHODS if METHODS[name].agent.cloned_net)
 
 
@@ -280,21 +280,9 @@ def test_policy_that_magnifies_rounding_is_exported_with_its_own_tolerance(expor
 
 
 @pytest.mark.trt
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("name", "best_of"), CASES)
-def test_tensorrt_parses_and_builds_every_head(name, best_of):
+def test_tensorrt_parses_and_builds_every_head(name, best_of, precision):
     """Needs no GPU with TensorRT-RTX, which builds ahead of time."""
-    modules = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-    found = next(m for m in modules if importlib.util.find_spec(m))
-    trt = importlib.import_module(found)
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    flags = trt.NetworkDefinitionCreationFlag
-    typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
-    network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, logger)
-    policy = build_policy(make_agent(name, best_of, noise=0.0))
-    assert parser.parse(policy.onnx), parser.get_error(0).desc()
-    assert network.num_inputs == len(policy.signature.inputs)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    assert builder.build_serialized_network(network, config) is not None
+    policy = build_policy(make_agent(name, best_of, noise=0.0), precision)
+    assert len(find_library().build(policy.onnx)) > 1000

@@ -247,6 +247,27 @@ def test_rollback_returns_to_the_version_before(updates, artifact):
     assert updates.rollback().version == 2
 
 
+def test_a_candidate_that_was_rolled_back_before_its_swap_does_not_stand(
+    updates, artifact
+):
+    candidate = offer(updates, make_parts(artifact, 2, 1))
+    assert updates.stands(candidate)
+    before = updates.rollback()
+    assert not updates.stands(candidate)
+    assert updates.stands(before)
+
+
+def test_verdicts_name_version_and_reason(updates, artifact):
+    accept(updates, artifact, 2, 1)
+    assert updates.last_verdict.startswith("version 2: accepted, mean action change")
+    weights = with_value(changed(artifact), "1/weight", np.inf)
+    offer(updates, make_parts(artifact, 3, 2, weights, artifact.golden.chunks))
+    assert updates.last_verdict.startswith("version 3: refused, update 3: '1/weight'")
+    updates = PolicyUpdates(artifact, OnnxSampler(artifact), robot="arm", budget=1e-6)
+    offer(updates, make_parts(artifact, 2, 1))
+    assert "version 2: refused, mean action change" in updates.last_verdict
+
+
 def test_only_the_last_versions_are_kept(updates, artifact):
     for version in range(2, 6):
         accept(updates, artifact, version, version - 1)
