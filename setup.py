@@ -117,6 +117,7 @@ setup(
             "eval = qam_train.evaluate:command",
             "export = qam_train.export:command",
             "finetune = qam_train.loops.online:command",
+            "compile = qam_ros.runtime.compile:command",
             "parity = qam_train.cli:parity",
             "suite = qam_train.suite.command:command",
             "train = qam_train.cli:train",
