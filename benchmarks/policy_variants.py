@@ -146,7 +146,9 @@ def _made(
 ) -> Variant:
     """Make a variant, run it once, and see what memory that took."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else freed memory is used again and nothing grows
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # else freed memory is used again and nothing grows
     before = _resident()
     run, exchange = make()
     run(artifact.golden.observations[0], artifact.golden.noise[0])
