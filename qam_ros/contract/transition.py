@@ -68,6 +68,7 @@ class LimitBit(IntFlag):
     STALE_PROPRIOCEPTION = 128
     MALFORMED = 256
     FROZEN = 512
+    OUTSIDE = 1024
 
 
 ALL_LIMIT_BITS: Final = sum(LimitBit)

@@ -29,6 +29,8 @@ TIMING_FILE: Final = "guard_timing.npz"
 CAPACITY: Final = 200_000
 WINDOW: Final = 1000
 """Ticks that the figures of the diagnostics look back."""
+FAILURES: Final = 3
+"""Ticks that may fail in a row before the thread gives up."""
 REST_S: Final = 0.5
 """Time that a moving base gets to come to rest when the guard is deactivated [s]."""
 
@@ -85,7 +87,8 @@ class GuardControl:
         clock_ns: time in the domain of the stamps [ns].
         log: the guard's log, or None.
         realtime: what the thread asks of the system in real time; None for the defaults.
-        warn: told what was not granted.
+        warn: told what was not granted, and of ticks that failed.
+        gave_up: told when ``FAILURES`` ticks in a row failed and nothing is commanded any more.
     """
 
     def __init__(
@@ -98,10 +101,14 @@ class GuardControl:
         log: GuardLog | None,
         realtime: RealTime | None = None,
         warn: Callable[[str], object] = _logger.warning,
+        gave_up: Callable[[], object] = lambda: None,
     ) -> None:
         self.core = core
         self.running = False
         self.reason = "no tick yet"
+        self.driver = ""
+        self.failures = 0
+        self.problem = ""
         self.timing = GuardTiming()
         self._send = send
         self._report = report
@@ -109,6 +116,7 @@ class GuardControl:
         self._log = log
         self._realtime = realtime or RealTime()
         self._warn = warn
+        self._gave_up = gave_up
         self._quiet = QuietInterpreter()
         self.problems: tuple[str, ...] = ()
         self.scheduling = "not started"
@@ -117,14 +125,16 @@ class GuardControl:
         self._pending: ActionProposal | None = None
         self._give_up_ns = 0
         self._sim_ns = 0
+        self._pressed: set[str] = set()
 
     def start(self) -> None:
         """Start ticking."""
         self.running = True
-        body = self._run_lockstep if self.core.lockstep else self._run_real_time
         if not self.core.lockstep and self._realtime.collect_between_ticks:
             self._quiet.start()
-        self._thread = threading.Thread(target=body, name="guard_control", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="guard_control", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> bool:
@@ -137,14 +147,19 @@ class GuardControl:
         self._thread.join(timeout=0.5)
         self._thread = None
         self._quiet.stop()
-        self._come_to_rest()
+        try:
+            self._come_to_rest()
+        except Exception as problem:  # noqa: BLE001 - whoever stops has more to stop
+            self._warn(f"velocities were not brought to zero: {problem}")
         return True
 
     def on_proposal(self, proposal: ActionProposal) -> None:
-        """Take in a proposal; one that still waits is replaced."""
+        """Take in a proposal; one that still waits is replaced, and does not wait longer for it."""
         with self._condition:
+            if self._pending is None:
+                patience_ns = self.core.config.period_ns // 10
+                self._give_up_ns = time.monotonic_ns() + patience_ns
             self._pending = proposal
-            self._give_up_ns = time.monotonic_ns() + self.core.config.period_ns // 10
             self._condition.notify()
 
     def on_measured(self, stamp_ns: int, values: Mapping[str, Fields]) -> None:
@@ -162,14 +177,19 @@ class GuardControl:
             self._log.event(event, self.core.session)
 
     def on_human(self, message: HumanAction) -> None:
-        """As ``GuardCore.on_human``."""
+        """As ``GuardCore.on_human``; who takes over, and the end of it, is said once."""
         with self._condition:
             self.core.on_human(self._clock_ns(), message)
+        driver = (message.source_label or "unnamed") if message.takeover else ""
+        if driver != self.driver:
+            self.driver = driver
+            self._warn(f"taken over by '{driver}'" if driver else "the policy drives")
 
-    def on_estop(self, *, pressed: bool) -> None:
-        """As ``GuardCore.set_estop``."""
+    def on_estop(self, button: str, *, pressed: bool) -> None:
+        """An emergency stop was pressed or released; it is released when all are."""
         with self._condition:
-            self.core.set_estop(pressed=pressed)
+            (self._pressed.add if pressed else self._pressed.discard)(button)
+            self.core.set_estop(pressed=bool(self._pressed))
             self._condition.notify()
 
     def on_clock(self, sim_ns: int) -> None:
@@ -181,40 +201,71 @@ class GuardControl:
     def reset(self) -> tuple[bool, str]:
         """As ``GuardCore.reset``."""
         with self._condition:
-            return self.core.reset()
+            done, text = self.core.reset()
+        if done:
+            self.problem = ""
+        return done, text
 
-    def _run_lockstep(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(
-                    lambda: (
-                        not self.running
-                        or self._is_ready()
-                        or self._missed_ns() is not None
-                    )
+    def _run(self) -> None:
+        """Body of the thread: tick until stopped. A tick that fails latches a safe stop."""
+        tick = self._tick_lockstep
+        if not self.core.lockstep:
+            tick = self._tick_real_time
+            self.problems = enter(self._realtime)
+            self.scheduling = describe()
+            for problem in self.problems:
+                self._warn(problem)
+        failed = 0
+        while failed < FAILURES:
+            try:
+                if not tick():
+                    return
+                failed = 0
+            except Exception as problem:  # noqa: BLE001 - a robot is left to nobody in silence
+                failed += 1
+                self._stop_after(problem)
+        self.running = False
+        self.reason = "no commands: the control thread gave up"
+        self._gave_up()
+
+    def _stop_after(self, problem: Exception) -> None:
+        """Latch a safe stop after a failed tick, and let a period pass."""
+        self.failures += 1
+        self.problem = f"a tick failed: {type(problem).__name__}: {problem}"
+        self._warn(f"{self.problem}; safe stop until reset")
+        _logger.error("a tick failed", exc_info=problem)
+        with self._condition:
+            self.core.stop()
+        time.sleep(self.core.config.period_ns * 1e-9)
+
+    def _tick_lockstep(self) -> bool:
+        with self._condition:
+            self._condition.wait_for(
+                lambda: (
+                    not self.running
+                    or self._is_ready()
+                    or self._missed_ns() is not None
                 )
-                if not self.running:
-                    return
-                missed_ns = self._missed_ns()
-                proposal = None if missed_ns is not None else self._take()
-                output = self.core.tick(self._now_ns(proposal), proposal, missed_ns)
-            self._finish(output, time.monotonic_ns())
+            )
+            if not self.running:
+                return False
+            missed_ns = self._missed_ns()
+            proposal = None if missed_ns is not None else self._take()
+            output = self.core.tick(self._now_ns(proposal), proposal, missed_ns)
+        self._finish(output, time.monotonic_ns())
+        return True
 
-    def _run_real_time(self) -> None:
-        self.problems = enter(self._realtime)
-        self.scheduling = describe()
-        for problem in self.problems:
-            self._warn(problem)
-        while True:
-            with self._condition:
-                while self.running and not self._is_due():
-                    self._condition.wait(self._wait_s())
-                if not self.running:
-                    return
-                tick_ns = time.monotonic_ns()
-                output = self.core.tick(self._clock_ns(), self._take(), tick_ns)
-            self._finish(output, tick_ns)
-            self._quiet.after_tick(tick_ns)
+    def _tick_real_time(self) -> bool:
+        with self._condition:
+            while self.running and not self._is_due():
+                self._condition.wait(self._wait_s())
+            if not self.running:
+                return False
+            tick_ns = time.monotonic_ns()
+            output = self.core.tick(self._clock_ns(), self._take(), tick_ns)
+        self._finish(output, tick_ns)
+        self._quiet.after_tick(tick_ns)
+        return True
 
     def _take(self) -> ActionProposal | None:
         proposal, self._pending = self._pending, None
@@ -246,19 +297,25 @@ class GuardControl:
 
     def _is_due(self) -> bool:
         """Real time: a proposal can be answered, or a tick is due without one."""
-        now_ns = time.monotonic_ns()
-        if self._pending is not None:
-            return self._is_ready() or now_ns >= self._give_up_ns
+        if self._is_ready():
+            return True
+        due_ns = self._due_ns()
+        return due_ns is not None and time.monotonic_ns() >= due_ns
+
+    def _due_ns(self) -> int | None:
+        """When to tick with what is there [ns, monotonic]; None before the first proposal."""
         deadline_ns = self.core.deadline_ns()
-        return deadline_ns is not None and now_ns >= deadline_ns
+        if self._pending is None:
+            return deadline_ns
+        if deadline_ns is None:
+            return self._give_up_ns
+        return min(self._give_up_ns, deadline_ns)
 
     def _wait_s(self) -> float | None:
-        due_ns = (
-            self._give_up_ns if self._pending is not None else self.core.deadline_ns()
-        )
-        return (
-            None if due_ns is None else max(0.0, (due_ns - time.monotonic_ns()) * 1e-9)
-        )
+        due_ns = self._due_ns()
+        if due_ns is None:
+            return None
+        return max(0.0, (due_ns - time.monotonic_ns()) * 1e-9)
 
     def _finish(self, output: GuardOutput, tick_ns: int) -> None:
         self._send(output)

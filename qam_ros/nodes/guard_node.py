@@ -8,6 +8,7 @@ commands, and only with ``dry_run`` false.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,7 @@ from qam_ros.nodes.parameters import (
     RealTimeSettings,
     read_parameters,
 )
-from qam_ros.nodes.process import Stop
+from qam_ros.nodes.process import REFUSED, Stop
 from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
 from qam_ros.nodes.sensors import command_codecs, measured_codecs
 from qam_ros.runtime.guard_config import guard_config
@@ -89,7 +90,7 @@ class GuardNode(LifecycleNode):
         self._control: GuardControl | None = None
         self._log: GuardLog | None = None
         if self._settings.autostart and not autostart(self):
-            self.exit_code = 1
+            self.exit_code = REFUSED
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the robot's interface and listen. Inactive follows."""
@@ -175,12 +176,12 @@ class GuardNode(LifecycleNode):
             log=self._log,
             realtime=self._realtime,
             warn=self.get_logger().warning,
+            gave_up=self._give_up,
         )
         sensors = qos.LOCKSTEP_IN if self._lockstep else qos.SENSOR_IN
         # What stops the robot first: of several messages that wait, these are taken first.
-        wiring.subscription(
-            Bool, "estop", lambda m: control.on_estop(pressed=m.data), qos.STOP_IN
-        )
+        for topic, profile in (("estop", qos.STOP_IN), ("estop_state", qos.STATE_IN)):
+            wiring.subscription(Bool, topic, _presses(control, topic), profile)
         wiring.listen(EpisodeEvent, "episode_event", control.on_event, qos.EVENT_IN)
         for topic, codec in measured_codecs(interface).items():
             if topic in core.measured_topics:
@@ -193,6 +194,11 @@ class GuardNode(LifecycleNode):
             wiring.on_clock(control.on_clock)
         wiring.service(Trigger, "~/reset", self._on_reset)
         wiring.add(Diagnostics(self, self._diagnose))
+
+    def _give_up(self) -> None:
+        """Nothing is commanded any more; a guard that cannot work must not look alive."""
+        self.get_logger().fatal("the control thread gave up; the guard ends")
+        self.exit_code = 1
 
     def _send(self, output: GuardOutput) -> None:
         """Publish the commands of a tick."""
@@ -216,20 +222,27 @@ class GuardNode(LifecycleNode):
             "mode": GuardMode(state.mode).name,
             "episode": state.episode,
             "rows": state.seq,
+            "driven by": control.driver or "policy",
             "malformed messages": self._wiring.malformed,
             "errors in callbacks": self._wiring.errors,
+            "ticks that failed": control.failures,
             "log records dropped": 0 if self._log is None else self._log.dropped,
             "control thread": control.scheduling,
             "not granted": "; ".join(control.problems),
             **control.timing.summary(),
         }
         log_problem = "" if self._log is None else self._log.problem
-        if problem := self._wiring.problem or log_problem:
+        if problem := control.problem or self._wiring.problem or log_problem:
             return False, problem, values
         stopped = state.latch is not None or state.mode == GuardMode.HOLD
         if control.problems and not stopped:
             return False, control.problems[0], values
         return not stopped, control.reason if control.running else "inactive", values
+
+
+def _presses(control: GuardControl, button: str) -> Callable[[Bool], None]:
+    """Callback of a topic that presses and releases the emergency stop."""
+    return lambda message: control.on_estop(button, pressed=message.data)
 
 
 def run(stop: Stop, args: list[str] | None) -> int:

@@ -8,10 +8,14 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from qam_ros.contract.errors import QamError
+
+REFUSED: Final = os.EX_CONFIG
+"""Exit code of a node that refuses its settings; a restart would end the same way."""
 
 
 class Stop:
@@ -22,6 +26,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self.armed = False
         self._setup: _ExitOnSignal | None = None
 
     def listen(self) -> None:
@@ -31,7 +36,8 @@ class Stop:
         self._setup = _ExitOnSignal()
 
     def arm(self) -> None:
-        """Whoever calls this watches ``requested`` from now on."""
+        """Whoever calls this is set up, and watches ``requested`` from now on."""
+        self.armed = True
         if self._setup is not None:
             self._setup.end()
             self._setup = None
@@ -76,7 +82,8 @@ def run_process(module: str, args: list[str] | None) -> int:
         args: command line; None for that of the process.
 
     Returns:
-        Exit code: 0 also when a signal ended it, 1 after an error meant for the user.
+        Exit code: 0 also when a signal ended it; after an error meant for the user ``REFUSED`` if
+        it came before the node was set up, else 1. A library that is missing is such an error.
     """
     stop = Stop()
     stop.listen()
@@ -84,7 +91,12 @@ def run_process(module: str, args: list[str] | None) -> int:
         code = importlib.import_module(module).run(stop, args)
     except QamError as problem:
         sys.stderr.write(f"error: {problem}\n")
-        return 1
+        return 1 if stop.armed else REFUSED
+    except ImportError:
+        if stop.armed:
+            raise
+        traceback.print_exc()
+        return REFUSED
     return int(code)
 
 

@@ -46,6 +46,8 @@ UPDATE = _profile(64)
 STATUS = _profile(1, kept=True)
 """Statuses: the present one, also for those who join late."""
 STOP_IN = _profile(10)
-"""Emergency stop and human actions: every one must arrive, none from before the guard started."""
+"""Emergency stop and human actions: every one must arrive."""
+STATE_IN = _profile(1, kept=True)
+"""A stop button that keeps its state: pressed before the guard started, it counts."""
 DIAGNOSTICS = _profile(10)
 """As diagnostic aggregators expect it."""

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, Final, Protocol
 
 import rclpy
@@ -36,8 +37,17 @@ RCLError = rclpy_implementation.RCLError
 WAKE_S: Final = 0.1
 """The loop looks at ``Stop`` this often; a Python signal handler cannot interrupt a wait in C."""
 
-Report = tuple[bool, str, Mapping[str, object]]
-"""Diagnostics: all is well, summary, values by name."""
+
+class Level(Enum):
+    """How well a node is: ERROR when it does not do what it is for."""
+
+    OK = DiagnosticStatus.OK
+    WARN = DiagnosticStatus.WARN
+    ERROR = DiagnosticStatus.ERROR
+
+
+Report = tuple[Level | bool, str, Mapping[str, object]]
+"""Diagnostics: level (True stands for OK, False for WARN), summary, values by name."""
 
 
 def spin_node(make: Callable[[], Node], stop: Stop, args: list[str] | None) -> int:
@@ -277,9 +287,11 @@ class Diagnostics:
 
     def publish(self) -> None:
         """Publish now."""
-        good, summary, values = self._read()
+        level, summary, values = self._read()
+        if isinstance(level, bool):
+            level = Level.OK if level else Level.WARN
         status = DiagnosticStatus(
-            level=DiagnosticStatus.OK if good else DiagnosticStatus.WARN,
+            level=level.value,
             name=self._node.get_fully_qualified_name(),
             message=summary,
             values=[

@@ -19,12 +19,13 @@ from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]
 from rclpy.node import Node
 
 from qam_ros.contract import messages
+from qam_ros.contract.errors import StreamError
 from qam_ros.contract.interface import load_interface
 from qam_ros.nodes import qos
 from qam_ros.nodes.convert import from_ros, ros_type, to_ros
 from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
 from qam_ros.nodes.process import Stop
-from qam_ros.nodes.ros import Diagnostics, Report, spin_node
+from qam_ros.nodes.ros import Diagnostics, Level, Report, spin_node
 from qam_ros.runtime.joiner import JoinerConfig, Message
 from qam_ros.runtime.recording import BagWriter, free_folder
 from qam_ros.runtime.spool import Recorder, SpoolConfig
@@ -32,6 +33,7 @@ from qam_ros.runtime.stream import UplinkConfig
 from qam_ros.runtime.stream_core import StreamConfig, StreamCore
 
 POLL_S = (0.05, 0.2)  # least and greatest time between two bunches of messages
+LEVELS = (Level.OK, Level.WARN, Level.ERROR)  # of StreamHealth
 BUNCH = 30  # messages aimed at: ten rows share what waking up and a batch cost
 BUNCH_S = 0.03  # longest time in one callback, so that a signal is seen while history comes in
 STOP_TIMEOUT_S = 0.7  # gone in less than a second, also when the disk is slow
@@ -118,12 +120,16 @@ def _never(_: object) -> None:
 class StreamNode(Node):
     """Shell around ``StreamCore``: topics, timer, diagnostics.
 
+    Args:
+        stop: says when the node closes whether it was asked to.
+
     Raises:
         QamError: a parameter is wrong or the spool cannot be opened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Stop) -> None:
         super().__init__("stream")
+        self._stop = stop
         settings = read_parameters(self, PARAMETERS, StreamSettings)
         interface = load_interface(settings.robot, settings.overlay)
         folder = Path(settings.run_dir)
@@ -191,7 +197,11 @@ class StreamNode(Node):
         return taken + found
 
     def _take_one_each(self) -> int:
-        """Take the next message of each topic; returns how many there were."""
+        """Take the next message of each topic; returns how many there were.
+
+        One with values that mean nothing is counted and left: it stays in the topic's history, where
+        a restarted node would find it again.
+        """
         found = 0
         for subscription, kind in self._inputs:
             with subscription.handle:
@@ -200,8 +210,18 @@ class StreamNode(Node):
                 )
             if taken is not None:
                 found += 1
-                self._take(from_ros(taken[0], kind))
+                try:
+                    message = from_ros(taken[0], kind)
+                except StreamError as problem:
+                    self._refuse(subscription.topic_name, problem)
+                    continue
+                self._take(message)
         return found
+
+    def _refuse(self, topic: str, problem: StreamError) -> None:
+        self.core.refuse(problem)
+        text = f"message on '{topic}' refused: {problem}"
+        self.get_logger().warning(text, throttle_duration_sec=5.0)
 
     def _take(self, message: Message | messages.TransitionAck) -> None:
         now_ns = time.monotonic_ns()
@@ -216,12 +236,18 @@ class StreamNode(Node):
 
     def _report(self) -> Report:
         health = self.core.health()
-        return health.level == 0, health.message, health.values
+        return LEVELS[health.level], health.message, health.values
 
     def close(self) -> None:
-        """Take what has come, write what is unfinished and close the files."""
-        self._take_bunch()
-        if not self.core.stop(STOP_TIMEOUT_S):
+        """Write what there is and close the files.
+
+        A node that was asked to stop takes what has come and writes what is unfinished. One that failed
+        leaves both to its successor, which gets them from the topics' history.
+        """
+        asked = self._stop.requested
+        if asked:
+            self._take_bunch()
+        if not self.core.stop(STOP_TIMEOUT_S, flush=asked):
             self.get_logger().error(
                 f"the disk took longer than {STOP_TIMEOUT_S} s; the topics' history brings the "
                 "rows that are missing in the spool to the next stream node"
@@ -233,4 +259,4 @@ def run(stop: Stop, args: list[str] | None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
     )
-    return spin_node(StreamNode, stop, args)
+    return spin_node(lambda: StreamNode(stop), stop, args)

@@ -16,12 +16,13 @@ from typing import Final
 
 import numpy as np
 
-from qam_ros.contract.messages import EpisodeKind, GuardReport
+from qam_ros.contract.messages import ActionProposal, EpisodeKind, GuardReport
 from qam_ros.contract.transition import ActionSource, GuardMode, LimitBit
 from qam_ros.runtime.guard_checks import (
     FROZEN,
     MALFORMED,
     MOVING,
+    OUTSIDE,
     STALE_PROPRIOCEPTION,
     Checked,
     check_inputs,
@@ -47,6 +48,8 @@ from qam_ros.runtime.guard_types import (
 
 SHORTEST_NS: Final = 1000
 """Ticks nearer to each other than this count as so far apart [ns]; nothing moves in that time."""
+RETIRED: Final = 16
+"""Sessions of policies that are remembered after another one took over."""
 
 
 def step(
@@ -179,11 +182,12 @@ def _choose_mode(
 def _anchor(config: GuardConfig, state: GuardState, checked: Checked) -> GuardState:
     """Held before the first motion of an episode: the target to repeat is the pose of this tick."""
     waits = state.in_episode and not state.anchored and state.mode not in MOTION
-    if not waits or checked.faults & STALE_PROPRIOCEPTION:
+    if not waits or checked.faults & (STALE_PROPRIOCEPTION | OUTSIDE):
         return state
+    start = bound_position(config.limits, checked.measured)
     return replace(
         state,
-        command=np.where(config.velocity, state.command, checked.measured),
+        command=np.where(config.velocity, state.command, start),
         rate=np.where(config.velocity, state.rate, 0.0),
         anchored=True,
     )
@@ -205,7 +209,8 @@ def _bounded_command(
         return *limit_command(limits, last, rate, target, 1.0, passed_s)[:2], 0
     if state.restart:
         # A position starts at the measured pose, where it rested; a velocity where it was.
-        last = np.where(config.velocity, last, checked.measured)
+        start = bound_position(limits, checked.measured)
+        last = np.where(config.velocity, last, start)
         rate = np.where(config.velocity, rate, 0.0)
         passed_s = np.where(config.velocity, passed_s, limits.period_s)
     wanted = wanted_command(config, checked)
@@ -244,6 +249,7 @@ def _remember(
     rests = not moving or float(np.abs(checked.action).max()) < MOVING
     if proposal is not None and rests and not checked.faults & FROZEN:
         changed_ns = (proposal.stamp_ns,) * len(changed_ns)
+    policy, retired = _follow_policy(state, proposal, usable=checked.usable)
     return replace(
         state,
         tick=state.tick + 1,
@@ -256,9 +262,27 @@ def _remember(
         row_stamp_ns=report.observation_stamp_ns
         if report.is_row
         else state.row_stamp_ns,
-        policy=state.policy
-        if proposal is None
-        else (proposal.policy_session, proposal.tick),
+        policy=policy,
+        retired=retired,
         watched=proposal.observation if proposal and checked.usable else state.watched,
         changed_ns=changed_ns,
     )
+
+
+def _follow_policy(
+    state: GuardState, proposal: ActionProposal | None, *, usable: bool
+) -> tuple[tuple[bytes, int], tuple[bytes, ...]]:
+    """Which policy is answered from now on, and which never again.
+
+    A policy that was restarted takes over with its first usable proposal. One that comes back after
+    that was believed dead: two at once must not take turns.
+    """
+    session, last_tick = state.policy
+    if proposal is None:
+        return state.policy, state.retired
+    if proposal.policy_session == session:
+        return (session, max(last_tick, proposal.tick)), state.retired
+    if not usable:
+        return state.policy, state.retired
+    retired = (session, *state.retired)[:RETIRED] if session else state.retired
+    return (proposal.policy_session, proposal.tick), retired

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from qam_ros.contract.messages import ActionProposal
 from qam_ros.contract.transition import ActionSource, LimitBit
+from qam_ros.runtime.guard_limits import bound_position
 from qam_ros.runtime.guard_types import (
     FloatArray,
     GuardConfig,
@@ -27,9 +28,16 @@ STALE_OBSERVATION: Final = int(LimitBit.STALE_OBSERVATION)
 STALE_PROPRIOCEPTION: Final = int(LimitBit.STALE_PROPRIOCEPTION)
 MALFORMED: Final = int(LimitBit.MALFORMED)
 FROZEN: Final = int(LimitBit.FROZEN)
+OUTSIDE: Final = int(LimitBit.OUTSIDE)
 
 FAULTS: Final = (
-    NON_FINITE | MISSING | STALE_OBSERVATION | STALE_PROPRIOCEPTION | MALFORMED | FROZEN
+    NON_FINITE
+    | MISSING
+    | STALE_OBSERVATION
+    | STALE_PROPRIOCEPTION
+    | MALFORMED
+    | FROZEN
+    | OUTSIDE
 )
 """Any of these: the tick is bad, no new motion."""
 OF_POLICY: Final = NON_FINITE | MISSING | STALE_OBSERVATION | MALFORMED
@@ -75,6 +83,8 @@ def check_inputs(
         inputs: what is known now.
     """
     measured, measured_bits = read_measured(config, inputs)
+    if state.in_episode and state.restart and not measured_bits:
+        measured_bits = check_start(config, measured)
     proposal_bits, usable = check_proposal(config, state, inputs)
     changed, frozen_bits = state.changed_ns, 0
     if usable and inputs.proposal is not None:
@@ -126,6 +136,22 @@ def _measure(
     return item.transform(raw), 0
 
 
+def check_start(config: GuardConfig, measured: FloatArray) -> int:
+    """OUTSIDE where motion would start at a pose that may not be commanded, else 0.
+
+    The first target is the measured pose, brought into the box. Where that is further than the
+    robot may go in one period, a sensor is wrong or somebody has to bring the robot back.
+
+    Args:
+        config: the guard's configuration.
+        measured: (A,) measured command vector, finite.
+    """
+    limits = config.limits
+    beyond = np.abs(measured - bound_position(limits, measured))
+    far = beyond > limits.max_rate * limits.period_s
+    return OUTSIDE if (far & ~config.velocity & ~limits.periodic).any() else 0
+
+
 def check_proposal(
     config: GuardConfig, state: GuardState, inputs: GuardInputs
 ) -> tuple[int, bool]:
@@ -141,6 +167,7 @@ def check_proposal(
         or proposal.ages_s.shape != (len(interface.observation),)
         or proposal.action.shape not in ((interface.action_size,), (0,))
         or (proposal.policy_session == session and proposal.tick <= last_tick)
+        or proposal.policy_session in state.retired
         or proposal.stamp_ns > inputs.now_ns + CLOCK_ERROR_NS
         or (proposal.ages_s < -1e-9 * CLOCK_ERROR_NS).any()
     ):

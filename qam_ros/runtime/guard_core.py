@@ -155,7 +155,10 @@ class GuardCore:
         """
         if self.state.last_tick_ns is None:
             return None
-        pressed = self._estop_pressed or self._estop_seen
-        urgent = pressed and self.state.latch != GuardMode.ESTOP
+        stop = (
+            GuardMode.ESTOP
+        )  # a press in a refused tick is latched and yet to be commanded
+        pressed = self._estop_pressed or self._estop_seen or self.state.latch == stop
+        urgent = pressed and self.state.mode != stop
         period_ns = self.config.period_ns
         return self.state.last_tick_ns + (period_ns if urgent else 3 * period_ns // 2)

@@ -30,6 +30,7 @@ _WORDS: Final = {
     LimitBit.STALE_OBSERVATION: "observation too old",
     LimitBit.STALE_PROPRIOCEPTION: "measured pose missing or too old",
     LimitBit.MALFORMED: "malformed, repeated or future proposal",
+    LimitBit.OUTSIDE: "measured pose outside the limits: bring the robot back by its own means",
     LimitBit.FROZEN: "a sensor repeats its values while the robot moves",
 }
 

@@ -121,7 +121,8 @@ class GuardState:
         in_episode: between its START and its END or ABORT.
         episode_start_ns: stamp of its first observation [ns].
         row_stamp_ns: observation stamp of the last row [ns], -1 before the first of an episode.
-        policy: session and tick of the last proposal.
+        policy: session of the policy that is answered, and the highest tick of it seen.
+        retired: sessions answered before, the newest first; none of them is answered again.
         watched: the last observation, for frozen sensors, or None.
         changed_ns: per watch, stamp of the last observation in which it changed or may rest [ns].
     """
@@ -143,6 +144,7 @@ class GuardState:
     episode_start_ns: int = 0
     row_stamp_ns: int = -1
     policy: tuple[bytes, int] = (b"", -1)
+    retired: tuple[bytes, ...] = ()
     watched: npt.NDArray[np.float32] | None = None
     changed_ns: tuple[int, ...] = ()
 

@@ -131,8 +131,11 @@ class SpoolWriter:
             self._wake.notify()
 
     def acknowledge(self, position: int) -> None:
-        """Note up to which position the learner has committed the spool."""
-        self._acked = max(self._acked, position)
+        """Note up to which position the learner has committed the spool.
+
+        Less than before when the learner has lost rows: a restart must go on from there.
+        """
+        self._acked = position
 
     def stop(self, timeout_s: float) -> bool:
         """Write what is queued, finish the recording and end; False if that took too long."""

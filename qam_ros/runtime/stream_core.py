@@ -82,6 +82,7 @@ class StreamCore:
         known = self._reader.recent_keys(2 * self.config.joiner.capacity)
         self.joiner = Joiner(interface, self.config.joiner, known)
         self.uplink = Uplink(self._reader, robot, self.config.uplink)
+        self._malformed = 0
         self._refused = 0
         self._refusal = ""
         self._trouble = 0
@@ -90,6 +91,11 @@ class StreamCore:
     def add(self, message: Message, now_ns: int) -> None:
         """Take a proposal, report, reward or event; now_ns is monotonic time [ns]."""
         self.writer.put(self.joiner.add(message, now_ns))
+
+    def refuse(self, problem: StreamError) -> None:
+        """Note a message that could not be read."""
+        self._malformed += 1
+        self._refusal = str(problem)
 
     def poll(self, now_ns: int, *, heard: bool = True) -> list[TransitionBatch]:
         """Time-outs, and the batches to send now; call some times a second.
@@ -128,9 +134,16 @@ class StreamCore:
         """What the uplink sends; without a learner to wait for, nothing."""
         return self.uplink.poll(now_ns) if self.config.spool.wait_for_ack else []
 
-    def stop(self, timeout_s: float) -> bool:
-        """Give up waiting for what is unfinished, write it, close; False if the disk was too slow."""
-        self.writer.put(self.joiner.flush())
+    def stop(self, timeout_s: float, *, flush: bool = True) -> bool:
+        """Write what is joined and close; False if the disk was too slow.
+
+        Args:
+            timeout_s: time for the disk [s].
+            flush: give up waiting for what is unfinished and write it masked, for a clean stop. False
+                after a failure: the topics' history brings it to the next process, complete.
+        """
+        if flush:
+            self.writer.put(self.joiner.flush())
         in_time = self.writer.stop(timeout_s)
         self._reader.close()
         return in_time
@@ -138,7 +151,8 @@ class StreamCore:
     def health(self) -> StreamHealth:
         """Counters and their meaning; a past harm is reported once, its counter stays."""
         spool, counters = self.writer.status(), dataclasses.asdict(self.joiner.counters)
-        trouble = sum(counters[name] for name in TROUBLE) + self._refused
+        trouble = sum(counters[name] for name in TROUBLE)
+        trouble += self._malformed + self._refused
         harmed, self._trouble = trouble - self._trouble, trouble
         values = {
             **counters,
@@ -149,6 +163,7 @@ class StreamCore:
             "sent": self.uplink.sent,
             "resent": self.uplink.resent,
             "unavailable": self.uplink.unavailable,
+            "malformed messages": self._malformed,
             "refused_acks": self._refused,
             "recorded": spool.recorded,
             "queued": spool.queued,

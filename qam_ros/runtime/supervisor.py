@@ -194,9 +194,8 @@ class Supervisor:
         self._record()
 
     def _is_hopeless(self, slot: _Slot, child: Child) -> bool:
-        """A node that refuses its settings (code 1) when it first starts will do so again."""
-        first = slot.restarts == 0 and child.age_s() < self._backoff.stable_s
-        return first and child.exit_code() == 1
+        """A node that refuses its settings when it first starts will do so again."""
+        return slot.restarts == 0 and child.exit_code() == os.EX_CONFIG
 
     def _stop_all(self) -> None:
         """Ask one after another to end, in reverse order; a second request kills the rest."""

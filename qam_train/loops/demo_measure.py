@@ -16,7 +16,7 @@ from qam_ros.contract.interface import RobotInterface
 from qam_ros.contract.transition import Rows
 from qam_ros.runtime.guard_log import executed_keys, read_guard_log
 from qam_ros.runtime.store import TransitionStore
-from qam_ros.runtime.timing import periods, read_timing
+from qam_ros.runtime.timing import LATE, periods, read_timing
 from qam_train.checkpoint import latest_checkpoint, read_checkpoint
 from qam_train.learner import REPLAY_LOG
 from qam_train.report.record import Episodes, RealTime, StreamCheck, Swap
@@ -161,30 +161,39 @@ def lockstep_speed(folder: Path) -> Lockstep:
     )
 
 
-def real_time(
-    folder: Path, period_s: float, settle_s: float, late_share: float
-) -> RealTime:
-    """Tick periods and latencies of a real-time run.
+def real_time(folder: Path, period_s: float, settle_s: float) -> RealTime:
+    """Tick periods, late ticks and latencies of a real-time run.
 
     Args:
         folder: its timing files.
         period_s: control period [s].
         settle_s: time left out at the beginning [s].
-        late_share: a tick that begins later than this share of a period is late.
     """
     policy = read_timing(folder / "policy_timing.npz")
     guard = read_timing(folder / "guard_timing.npz")
     kept = _after(policy["tick_ns"], settle_s)
-    lateness = policy["lateness_ns"][kept]
+    late = LATE * policy["publish_lateness_ns"][kept] > round(period_s * 1e9)
     latency = guard["latency_ns"]
     skipped = len(guard["tick_ns"]) - int(_after(guard["tick_ns"], settle_s).sum())
     return RealTime(
         period_ms=1e3 * period_s,
         ticks=int(kept.sum()),
-        late_ticks=int((lateness > late_share * period_s * 1e9).sum()),
+        late_ticks=int(late.sum()) + _skipped(policy, kept, period_s),
         tick_period_ms=periods(policy["tick_ns"][kept].astype(np.int64)) * MS,
         latency_ms=latency[min(skipped, len(latency)) :] * MS,
     )
+
+
+def _skipped(
+    policy: dict[str, NDArray[np.number]], kept: NDArray[np.bool_], period_s: float
+) -> int:
+    """Deadlines that the policy left out, seen as gaps between those of its ticks.
+
+    A tick starts at its deadline + wake-up + wait for sensors.
+    """
+    behind = policy["lateness_ns"] + policy["sensor_wait_ns"]
+    deadlines = (policy["tick_ns"] - behind)[kept]
+    return int((np.round(np.diff(deadlines) / (period_s * 1e9)) - 1).clip(0).sum())
 
 
 def _after(ticks_ns: NDArray[np.number], seconds: float) -> NDArray[np.bool_]:

@@ -43,7 +43,6 @@ from qam_train.report.record import (
 from qam_train.suite.report.labels import label
 from qam_train.versions import VersionFolder, VersionRecord
 
-LATE_SHARE = 0.1  # of a period; the policy node's own measure of a late tick
 FILM = "film/film.mp4"
 PACKAGES = ("torch", "onnxruntime", "mujoco", "ogbench", "numpy", "rclpy")
 
@@ -79,7 +78,6 @@ def collect(run: DemoRun, film: Film | None) -> Record:
             robot / "realtime",
             interface.control_period_s,
             run.config.robot.settle_s,
-            LATE_SHARE,
         ),
         parity={
             name: float(export[name])

@@ -270,7 +270,7 @@ def _realtime(record: Record) -> str:
     )
     rows = [
         ("ticks", f"{timing.ticks}"),
-        ("late ticks", f"{timing.late_ticks}"),
+        ("late ticks, skipped ones included", f"{timing.late_ticks}"),
         ("tick period p50 / p99 / max [ms]", _triple(period)),
         ("observation to command p50 / p99 / max [ms]", _triple(latency)),
     ]

@@ -59,7 +59,8 @@ class RealTime:
     Args:
         period_ms: control period [ms].
         ticks: control ticks in the window.
-        late_ticks: ticks that began later than their deadline plus the node's tolerance.
+        late_ticks: ticks that were published more than a fifth of a period after their deadline, as
+            the policy node counts them, and those it skipped.
         tick_period_ms: (ticks - 1,), time between consecutive ticks [ms].
         latency_ms: observation stamp to command publication [ms].
     """

@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +37,23 @@ class System:
         folder: its run_dir, empty; the supervisor's own output goes beside it.
         robot: robot name, for the files.
         words: of `qam up`, run_dir left out.
+        launcher: command that takes these words; by default that of `qam up`.
     """
 
-    def __init__(self, graph: Graph, folder: Path, robot: str, words: list[str]):
+    def __init__(
+        self,
+        graph: Graph,
+        folder: Path,
+        robot: str,
+        words: list[str],
+        launcher: Sequence[str] = (),
+    ):
         self.graph = graph
         self.folder = folder
         self.interface = load_interface(robot)
         self.period_ns = round(self.interface.control_period_s * 1e9)
-        command = [find_executable("qam"), "up", *words, f"run_dir:={folder}"]
+        launcher = launcher or [find_executable("qam"), "up"]
+        command = [*launcher, *words, f"run_dir:={folder}"]
         self.up = Child(command, folder.with_suffix(".log"), os.environ)
         self.nodes: list[Child] = []
         self.reports: list[GuardReport] = self.listen(GuardReport, "guard_report")
@@ -205,13 +214,15 @@ def check_exactly_once(executed: Keys, rows: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def run_system(folder: Path, robot: str, *words: str) -> Iterator[System]:
+def run_system(
+    folder: Path, robot: str, *words: str, launcher: Sequence[str] = ()
+) -> Iterator[System]:
     """Start `qam up` with these words in a free domain; everything is dead at the end."""
     with own_domain() as domain, pytest.MonkeyPatch.context() as patch:
         for name, value in ros_environment(domain, folder / "ros_log").items():
             patch.setenv(name, value)
         with open_graph(domain) as graph:
-            system = System(graph, folder, robot, list(words))
+            system = System(graph, folder, robot, list(words), launcher)
             try:
                 yield system
             finally:

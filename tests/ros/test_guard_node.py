@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guard process over DDS: topics, lifecycle, stops, files, end."""
 
+import os
 import signal
 import time
 
@@ -216,6 +217,52 @@ def test_emergency_stop_latches_and_ends_cleanly_with_its_files(lockstep, tmp_pa
     assert len(read_timing(tmp_path / "guard_timing.npz")["tick_ns"]) > 2
 
 
+def test_an_emergency_stop_from_before_the_guard_started_counts(graph, spawn):
+    from std_msgs.msg import Bool
+    from std_srvs.srv import Trigger
+
+    from qam_ros.nodes import qos
+
+    button = graph.publisher(Bool, "estop_state", qos.STATUS)
+    button.publish(Bool(data=True))
+    spawn("guard_node", {**COMMANDING, "use_sim_time": True})
+    rig = Rig(graph, clock=True)
+    rig.start()
+    assert graph.wait(lambda: rig.step().mode == GuardMode.ESTOP)
+    other = graph.publisher(Bool, "estop", qos.STOP_IN, peers=1)
+    other.publish(Bool(data=False))  # another button does not release this one
+    graph.spin(0.2)
+    assert not graph.call(Trigger, "/guard/reset").success
+    button.publish(Bool(data=False))
+    graph.spin(0.2)
+    assert graph.call(Trigger, "/guard/reset").success
+
+
+def test_diagnostics_name_who_took_over(lockstep):
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    from qam_ros.contract.messages import HumanAction
+    from qam_ros.nodes import qos
+    from qam_ros.nodes.convert import ros_type
+
+    seen = lockstep.graph.collect(DiagnosticArray, "/diagnostics")
+    send = lockstep.graph.publisher(
+        ros_type(HumanAction), "human_action", qos.STOP_IN, peers=1
+    )
+    for takeover, expected in ((True, "joystick"), (False, "policy")):
+        message = HumanAction(lockstep.stamp_ns(), takeover, "joystick", ACTION)
+        send.publish(lockstep.to_ros(message))
+        seen.clear()
+        assert lockstep.graph.wait(
+            lambda expected=expected: any(
+                item.key == "driven by" and item.value == expected
+                for message in seen
+                for status in message.status
+                for item in status.values
+            )
+        )
+
+
 def test_malformed_messages_are_counted_and_the_guard_goes_on(lockstep):
     from diagnostic_msgs.msg import DiagnosticArray
 
@@ -310,7 +357,7 @@ def test_lifecycle_only_an_active_guard_commands(graph, spawn):
 )
 def test_wrong_parameters_end_the_process_with_a_message(spawn, parameters, words):
     process = spawn("guard_node", parameters)
-    assert process.wait(20.0) == 1
+    assert process.wait(20.0) == os.EX_CONFIG
     assert words in process.text()
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learner node over DDS: acknowledges, trains, offers, and survives every kind of end."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -212,6 +213,10 @@ def test_a_killed_learner_comes_back_with_each_row_once(
     assert graph.wait(lambda: robot.last and robot.last.updates >= 30, 60), (
         process.text()
     )
+    run_id = robot.last.run_id
+    assert run_id.startswith(
+        "run-"
+    )  # the folder's name alone would not tell runs apart
     process.kill()
     robot.statuses.clear()
     process = spawn("learner_node", files | {"run_dir": str(run_dir)})
@@ -220,7 +225,24 @@ def test_a_killed_learner_comes_back_with_each_row_once(
     assert stored_keys(run_dir / "replay.sqlite", interface) == [
         (bytes([7] * 16), seq) for seq in range(160)
     ]
-    assert robot.last.updates == 150
+    assert (robot.last.updates, robot.last.run_id) == (150, run_id)
+    assert process.stop() == 0
+
+
+def test_a_learner_begun_afresh_in_a_folder_of_the_same_name_is_another_run(
+    graph, spawn, robot, files, tmp_path
+):
+    first = files | {"run_dir": str(tmp_path / "first" / "robot")}
+    process = spawn("learner_node", first)
+    assert graph.wait(lambda: robot.updates.swaps > 0, 60), process.text()
+    process.kill()
+    robot.statuses.clear()
+    running, status = robot.updates.running_version, robot.updates.status
+    afresh = files | {"run_dir": str(tmp_path / "second" / "robot")}
+    process = spawn("learner_node", afresh)
+    assert graph.wait(lambda: robot.updates.ignored > 0, 60), process.text()
+    assert not robot.last.finished  # it does not take another's verdict for its own
+    assert (robot.updates.running_version, robot.updates.status) == (running, status)
     assert process.stop() == 0
 
 
@@ -245,7 +267,7 @@ def test_settings_that_do_not_fit_end_the_process_with_the_reason(
     process = spawn(
         "learner_node", files | {"run_dir": str(tmp_path), "robot": "ur5e_2f85"}
     )
-    assert process.wait(30.0) == 1
+    assert process.wait(30.0) == os.EX_CONFIG
     assert "made for another robot interface" in process.text()
 
 

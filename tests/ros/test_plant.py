@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import os
 import signal
 import time
 
@@ -362,6 +363,6 @@ def test_a_signal_while_starting_or_waiting_ends_within_a_second(graph, spawn):
 def test_wrong_parameters_end_the_process_in_words(graph, spawn, parameters, message):
     plant = spawn("plant_node", parameters)
     assert graph.wait(lambda: plant.exit_code() is not None, 30)
-    assert plant.exit_code() == 1
+    assert plant.exit_code() == os.EX_CONFIG
     assert message in plant.text()
     assert "Traceback" not in plant.text()

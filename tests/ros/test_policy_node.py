@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy process over DDS: proposals, swaps, refusals, rollback, lifecycle, end."""
 
+import os
 import signal
 import time
 
@@ -293,5 +294,5 @@ def test_wrong_parameters_end_the_process_with_a_message(
     if parameters and "artifact" not in parameters:
         parameters = {"artifact": base_artifact, **parameters}
     process = spawn("policy_node", parameters)
-    assert process.wait(20.0) == 1
+    assert process.wait(20.0) == os.EX_CONFIG
     assert words in process.text()

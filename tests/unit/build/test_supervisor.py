@@ -159,12 +159,37 @@ def test_a_child_that_always_fails_is_given_up_while_the_others_go_on(scene):
 
 
 def test_a_node_that_refuses_its_settings_at_the_first_start_ends_the_graph(scene):
-    refusing = FAILING.replace("SystemExit(3)", "SystemExit(1)")
+    refusing = FAILING.replace("SystemExit(3)", f"SystemExit({os.EX_CONFIG})")
     graph = bringup(
         scene, scene.spec("guard", GOOD), scene.spec("policy", refusing, respawn=True)
     )
     assert Supervisor(graph, FAST).run() == 1
     assert scene.journal("policy") == ["up"]
+
+
+LATER = GOOD.replace(
+    "here = Path(sys.argv[1])\n",
+    "here = Path(sys.argv[1])\n"
+    'starts = here.read_text().count("up") if here.exists() else 0\n'
+    "if starts < 2:\n"
+    '    with here.open("a") as out:\n'
+    '        out.write("up\\n")\n'
+    "    raise SystemExit(CODES[starts])\n",
+)
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (3, os.EX_CONFIG)])
+def test_an_early_failure_that_is_no_refusal_restarts_the_process_alone(scene, codes):
+    """Settings that were good once are good: what is refused later, such as a full disk, passes."""
+    graph = bringup(
+        scene,
+        scene.spec("guard", GOOD),
+        scene.spec("learner", LATER.replace("CODES", repr(codes)), respawn=True),
+    )
+    third = stop_when(lambda: scene.journal("learner") == ["up"] * 3)
+    assert Stepped(graph, third).run() == 0
+    assert scene.journal("guard") == ["up", "SIGTERM"]
+    assert scene.processes()["learner"]["restarts"] == 2
 
 
 def test_the_end_of_a_process_that_may_not_restart_ends_the_graph(scene, caplog):

@@ -10,9 +10,11 @@ import torch
 from qam_ros.contract.interface import load_interface
 from qam_ros.contract.messages import EpisodeEvent, GuardReport
 from qam_ros.contract.transition import EpisodeKind, GuardMode, Rows, transition_dtype
+from qam_ros.nodes.policy_control import PolicyTiming
 from qam_ros.runtime.guard_log import GuardLog
+from qam_ros.runtime.phase import PhasePacer
 from qam_ros.runtime.store import TransitionStore
-from qam_ros.runtime.timing import write_timing
+from qam_ros.runtime.timing import LATE, write_timing
 from qam_train.checkpoint import checkpoint_path, write_checkpoint
 from qam_train.learner import REPLAY_LOG
 from qam_train.learner_config import LearnerConfig
@@ -146,24 +148,77 @@ def test_episodes_that_were_broken_off_are_left_out(tmp_path: Path) -> None:
     assert found.version.tolist() == [4, 0]
 
 
-def test_real_time_figures_leave_the_start_out_and_count_late_ticks(
-    tmp_path: Path,
-) -> None:
-    ticks = np.arange(100) * PERIOD_NS
-    lateness = np.zeros(100, np.int64)
-    lateness[[5, 60, 61]] = PERIOD_NS // 5
-    write_timing(
-        tmp_path / "policy_timing.npz", {"tick_ns": ticks, "lateness_ns": lateness}
-    )
-    write_timing(
-        tmp_path / "guard_timing.npz",
-        {"tick_ns": ticks, "latency_ns": np.full(100, 3_000_000)},
-    )
-    found = measure.real_time(tmp_path, 0.1, settle_s=2.0, late_share=0.1)
-    assert (found.ticks, found.late_ticks) == (80, 2)
+def write_real_time(folder: Path, **changed: np.ndarray) -> None:
+    """Timing files of 100 perfect ticks, with other series in their place."""
+    nothing = np.zeros(100, np.int64)
+    policy = {
+        "tick_ns": np.arange(100) * PERIOD_NS,
+        "lateness_ns": nothing,
+        "publish_lateness_ns": nothing,
+        "sensor_wait_ns": nothing,
+    } | changed
+    write_timing(folder / "policy_timing.npz", policy)
+    latency = np.full(len(policy["tick_ns"]), 3_000_000)
+    guard = {"tick_ns": policy["tick_ns"], "latency_ns": latency}
+    write_timing(folder / "guard_timing.npz", guard)
+
+
+def test_real_time_figures_leave_the_start_out(tmp_path: Path) -> None:
+    write_real_time(tmp_path)
+    found = measure.real_time(tmp_path, 0.1, settle_s=2.0)
+    assert (found.ticks, found.late_ticks) == (80, 0)
     np.testing.assert_allclose(found.tick_period_ms, 100.0)
     np.testing.assert_allclose(found.latency_ms, 3.0)
     assert len(found.latency_ms) == 80
+
+
+def test_a_tick_is_late_by_its_publication_as_the_node_counts_it(
+    tmp_path: Path,
+) -> None:
+    """Waking up late does not count, waiting for sensors and sampling do; nor does the start."""
+    lateness, published = np.zeros(100, np.int64), np.zeros(100, np.int64)
+    lateness[30:40] = PERIOD_NS // LATE - 2
+    published[30:40] = PERIOD_NS // LATE
+    published[[5, 60, 61]] = PERIOD_NS // LATE + 1
+    write_real_time(tmp_path, lateness_ns=lateness, publish_lateness_ns=published)
+    node = PolicyTiming(PERIOD_NS)
+    for woke_ns, published_ns in zip(lateness[20:], published[20:], strict=True):
+        node.deadline(int(woke_ns), 0, int(published_ns))
+    found = measure.real_time(tmp_path, 0.1, settle_s=2.0)
+    assert found.late_ticks == node.late == 2
+
+
+def test_a_skipped_tick_is_a_late_one(tmp_path: Path) -> None:
+    """The pacer leaves deadlines out after a tick that took too long; the tick itself is late too."""
+    pacer = PhasePacer(PERIOD_NS, 0, start_ns=10**12)
+    ticks, lateness, waits, published = [], [], [], []
+    skipped_before = 0
+    for tick in range(100):
+        late_ns = (
+            7 * PERIOD_NS // 10 if tick == 50 else 0
+        )  # wakes up late: one is skipped
+        wait_ns = (
+            PERIOD_NS // 4 if tick in (40, 50) else 0
+        )  # its start, not its deadline
+        work_ns = 3 * PERIOD_NS if tick in (3, 70) else 0
+        started_ns = pacer.deadline_ns + late_ns + wait_ns
+        ticks.append(started_ns)
+        lateness.append(late_ns)
+        waits.append(wait_ns)
+        published.append(late_ns + wait_ns + work_ns)
+        pacer.advance(started_ns + work_ns, None, started_ns)
+        if tick == 20:
+            skipped_before = pacer.skipped
+    write_real_time(
+        tmp_path,
+        tick_ns=np.array(ticks),
+        lateness_ns=np.array(lateness),
+        sensor_wait_ns=np.array(waits),
+        publish_lateness_ns=np.array(published),
+    )
+    found = measure.real_time(tmp_path, 0.1, settle_s=2.5)
+    assert pacer.skipped - skipped_before > 2
+    assert found.late_ticks == pacer.skipped - skipped_before + 3
 
 
 def test_lockstep_speed_is_ticks_over_wall_time(tmp_path: Path) -> None:

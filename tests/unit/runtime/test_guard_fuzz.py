@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qam_ros.contract.messages import EpisodeKind, HumanAction
-from qam_ros.contract.transition import GuardMode
+from qam_ros.contract.transition import GuardMode, LimitBit
 from qam_ros.runtime.guard_config import guard_config
 from qam_ros.runtime.guard_core import GuardCore
 
@@ -42,10 +42,13 @@ class Checker:
         self.rate = dict.fromkeys(self.rate, 0.0)
 
     def start(self, measured):
-        """Positions start here, from rest."""
+        """Positions start here, from rest; a pose a little outside the box at its edge."""
         self.started = (0, 1)
         for axis in self.started:
-            self.last[axis], self.rate[axis] = measured[axis], 0.0
+            low, high, rate = AXES[axis][3:6]
+            edge = min(max(measured[axis], low), high)
+            assert abs(edge - measured[axis]) <= rate * T, "a start far from the robot"
+            self.last[axis], self.rate[axis] = edge, 0.0
 
     def check(self, commands, elapsed_s=T):
         passed_s = min(T, elapsed_s)  # a late tick counts as one in time
@@ -57,8 +60,7 @@ class Checker:
             value = float(commands[topic][field][item])
             assert math.isfinite(value)
             last = self.last.get(axis, 0.0)
-            outside = [abs(c - min(max(c, low), high)) for c in (value, last)]
-            assert outside[0] <= outside[1] + TOLERANCE, "leaves the box"
+            assert low <= value <= high, "leaves the box"
             seconds = T if axis in self.started else passed_s
             new, rounding = (value - last) / seconds, TOLERANCE / seconds
             assert abs(new) <= rate + rounding, "rate"
@@ -81,6 +83,7 @@ class World:
         self.generator = np.random.default_rng(seed)
         self.period_ns = helpers.period_ns
         self.clock_ns, self.tick_ns, self.number, self.episode = 10**12, 0, 0, 0
+        self.refused_starts = 0
         self.measured = np.array([0.0, 0.3])
         self.moved = self.early = self.due_ns = 0
 
@@ -129,7 +132,8 @@ class World:
             core.on_human(self.clock_ns, HumanAction(0, takeover, "hand", action))
         if code != "blind":
             self.follow()
-            pose = self.measured if code != "bad pose" else [math.nan, math.inf]
+            bad = {"bad pose": [math.nan, math.inf], "glitch": [5.0, -1e6]}
+            pose = bad.get(code, self.measured)
             core.on_measured(self.clock_ns, self.helpers.pose(*pose))
         before, last_due_ns = core.state, self.due_ns
         # A tick without proposal was due before the wait.
@@ -165,6 +169,7 @@ class World:
         moving = GuardMode(output.report.mode) in (GuardMode.RAMP, GuardMode.ACTIVE)
         new_episode = state.episode != before.episode
         self.moved += moving
+        self.refused_starts += bool(output.report.limit_bits & LimitBit.OUTSIDE)
         self.early += moving and elapsed_ns < self.period_ns
         began = "target" in output.commands and (not before.anchored or new_episode)
         resumed = moving and self.resumes(before, elapsed_ns)
@@ -188,6 +193,7 @@ CODES = [
     *("early",) * 40,
     *("nan", "inf", "huge", "short", "long", "empty", "future", "stale", "missing"),
     *("late", "doubled", "gap", "long gap", "clock jump", "push", "blind", "bad pose"),
+    "glitch",
     *("start",) * 6,
     *("end", "abort", "estop"),
     *("reset",) * 12,
@@ -215,6 +221,7 @@ def test_five_thousand_random_ticks_stay_inside_the_envelope(helpers, interface)
     assert world.moved > 1_500
     assert world.early > 400
     assert world.core.state.seq > 2_000
+    assert world.refused_starts > 10
 
 
 @pytest.mark.parametrize("broken", ["low", "rate", "acceleration"])

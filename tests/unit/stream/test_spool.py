@@ -164,6 +164,18 @@ def test_acknowledged_rows_are_trimmed_but_the_newest_are_kept(
         assert store.first_position == 141
 
 
+def test_acknowledgement_that_goes_back_is_kept(path, interface, rows, start):
+    writer = start()
+    writer.put(rows)
+    eventually(lambda: writer.status().last_position == 200)
+    writer.acknowledge(150)
+    eventually(lambda: writer.store.first_position == 141)
+    writer.acknowledge(140)
+    assert writer.stop(5.0)
+    with TransitionStore(path, interface) as store:
+        assert (store.meta("acked"), store.first_position) == (140, 141)
+
+
 def test_rows_that_no_learner_takes_are_bounded(rows, start):
     writer = start(SpoolConfig(max_rows=120, retry_s=0.02))
     writer.put(rows[:100])

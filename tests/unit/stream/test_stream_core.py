@@ -6,12 +6,13 @@ import time
 import numpy as np
 import pytest
 
+from qam_ros.contract.errors import StreamError
 from qam_ros.contract.messages import ActionProposal, StepReward, TransitionAck
 from qam_ros.runtime.joiner import JoinerConfig
 from qam_ros.runtime.recording import BagWriter, import_bag
 from qam_ros.runtime.spool import SpoolConfig
 from qam_ros.runtime.store import TransitionStore
-from qam_ros.runtime.stream import Downlink
+from qam_ros.runtime.stream import Downlink, UplinkConfig
 from qam_ros.runtime.stream_core import StreamConfig, StreamCore
 
 SECOND = 10**9
@@ -88,6 +89,63 @@ def test_abandoned_process_and_its_successor_deliver_once(start, replay, robot):
     assert rows["seq"].tolist() == list(range(50))
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_row_that_waits_is_written_masked_on_a_clean_stop_only(start, robot, clean):
+    robot.episode(20)
+    late = next(m for m in robot.messages if isinstance(m, StepReward))
+    core = start()
+    for message in robot.messages:
+        if message is not late:
+            core.add(message, 0)
+    assert core.joiner.pending == 1
+    assert core.stop(5.0, flush=clean)
+    rows = start().writer.store.read(0, 100)[1]
+    assert (rows.size, rows["masked"].sum()) == ((20, 1) if clean else (19, 0))
+
+
+def test_row_that_waited_when_a_process_failed_is_joined_by_its_successor(
+    start, replay, robot
+):
+    robot.episode(20)
+    late = next(m for m in robot.messages if isinstance(m, StepReward))
+    failed = start()
+    for message in robot.messages:
+        if message is not late:
+            failed.add(message, 0)
+    failed.stop(5.0, flush=False)
+    core = start()
+    for message in robot.messages:
+        core.add(message, 0)
+    deliver(core, replay, 20)
+    rows = np.sort(replay.read(0, 100)[1], order="seq")
+    assert rows.tobytes() == robot.rows().tobytes()
+
+
+def test_restart_goes_on_with_what_a_learner_without_its_replay_log_still_needs(
+    start, tmp_path, interface, replay, robot
+):
+    """The learner lost its log after all 50 rows; the restart comes after 10 were sent again."""
+    config = StreamConfig(
+        spool=SpoolConfig(tidy_period_s=0.02),
+        uplink=UplinkConfig(batch_rows=10, window_rows=10),
+    )
+    core = start(config)
+    robot.episode(50)
+    for message in robot.messages:
+        core.add(message, 0)
+    deliver(core, replay, 50)
+    with TransitionStore(tmp_path / "new.sqlite", interface) as empty:
+        for turn in range(4):
+            ack = TransitionAck("base", core.uplink.spool, 0, 0)
+            core.acknowledge(ack, turn * SECOND)
+        (batch,) = core.poll(4 * SECOND)
+        core.acknowledge(Downlink(empty, "base").receive(batch).ack, 4 * SECOND)
+        assert core.health().values["acked"] == 10
+        assert core.stop(5.0, flush=False)
+        deliver(start(config), empty, 50)
+        assert empty.read(0, 100)[1].tobytes() == robot.rows().tobytes()
+
+
 def test_bag_equals_what_the_stream_delivered(
     start, replay, robot, interface, tmp_path
 ):
@@ -155,6 +213,15 @@ def test_impossible_acknowledgement_is_counted_not_fatal(start, replay, robot):
     health = core.health()
     assert health.level == 1
     assert "acknowledges row 999" in health.message
+
+
+def test_message_that_means_nothing_is_named_once_and_stays_counted(start):
+    core = start()
+    core.refuse(StreamError("EpisodeEvent: kind 7 means nothing"))
+    health = core.health()
+    assert (health.level, health.values["malformed messages"]) == (1, 1)
+    assert "kind 7" in health.message
+    assert (core.health().level, core.health().values["malformed messages"]) == (0, 1)
 
 
 def test_full_disk_shows_as_an_error(start, robot):
