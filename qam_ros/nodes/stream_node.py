@@ -36,7 +36,10 @@ POLL_S = (0.05, 0.2)  # least and greatest time between two bunches of messages
 LEVELS = (Level.OK, Level.WARN, Level.ERROR)  # of StreamHealth
 BUNCH = 30  # messages aimed at: ten rows share what waking up and a batch cost
 BUNCH_S = 0.03  # longest time in one callback, so that a signal is seen while history comes in
-STOP_TIMEOUT_S = 0.7  # gone in less than a second, also when the disk is slow
+LAST_WORDS_S = (
+    0.2  # longest wait at a stop for a guard that was asked to stop at the same moment
+)
+STOP_TIMEOUT_S = 0.6  # gone in less than a second, also when the disk is slow
 
 PARAMETERS = (
     *(row for row in COMMON if row.name == "overlay"),
@@ -241,11 +244,18 @@ class StreamNode(Node):
     def close(self) -> None:
         """Write what there is and close the files.
 
-        A node that was asked to stop takes what has come and writes what is unfinished. One that failed
-        leaves both to its successor, which gets them from the topics' history.
+        A node that was asked to stop takes what has come and writes what is unfinished; Ctrl-C reaches
+        all processes of a launch at once, so the last reports of a guard that ends, too, are waited
+        for. One that failed leaves all that to its successor, which gets it from the topics' history.
         """
         asked = self._stop.requested
         if asked:
+            deadline_s = time.monotonic() + LAST_WORDS_S
+            while self.count_publishers("guard_report") and (
+                time.monotonic() < deadline_s
+            ):
+                self._take_bunch()
+                time.sleep(POLL_S[0] / 5)
             self._take_bunch()
         if not self.core.stop(STOP_TIMEOUT_S, flush=asked):
             self.get_logger().error(
