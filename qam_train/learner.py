@@ -71,7 +71,7 @@ class LearnerCore:
         offline: the dataset of the offline training.
         run_dir: folder of replay log, checkpoints, versions and metrics; continued if it has any.
         robot: robot name in batches and acknowledgements.
-        run_id: training run.
+        run_id: training run; unique, also among runs in folders of the same name.
         key: shared key that updates are signed with; None signs nothing.
         autosave: write checkpoints as the settings say; False: only when checkpoint is called.
         clock_s: monotonic time [s].

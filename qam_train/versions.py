@@ -4,15 +4,18 @@
 A version is on disk before it is offered, so a number never stands for two policies. One version at a
 time waits for the robot's verdict and is offered again until it comes. A robot whose policy process
 was started anew runs the artifact again: it is offered the accepted versions in their order, because
-the step from the artifact to the newest may be larger than its gate allows.
+the step from the artifact to the newest may be larger than its gate allows. Versions that it was rolled
+back from, by an operator or by itself, are withdrawn: they stay on disk and are offered no more.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import threading
+import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,12 +23,39 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load
 
-from qam_ros.contract.errors import ArtifactError
+from qam_ros.contract.errors import ArtifactError, ConfigError
 from qam_ros.contract.messages import PolicyStatus, PolicyUpdate
 from qam_ros.contract.weights import Weights, encode_weights
 from qam_ros.runtime.update_parts import GOLDEN_NAME, split_update
 
+logger = logging.getLogger(__name__)
+
+RUN_ID_FILE = "run_id"
 _NAME = re.compile(r"v(\d{6,})\.safetensors")
+_RUN_ID = re.compile(r".*-[0-9a-f]{8}")
+
+
+def run_identity(run_dir: Path) -> str:
+    """Run id of a folder: its name and eight hexadecimal digits, drawn once and kept in a file.
+
+    The name alone would not do: a robot's policy outlives learners, and would take the versions of
+    a run begun afresh in a folder of the same name for those that it knows.
+
+    Raises:
+        ConfigError: the file holds no run id.
+    """
+    path = run_dir / RUN_ID_FILE
+    if not path.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        name = f"{run_dir.resolve().name}-{uuid.uuid4().hex[:8]}"
+        _write(path, f"{name}\n".encode())
+    run_id = path.read_text(encoding="utf-8").strip()
+    if not _RUN_ID.fullmatch(run_id):
+        raise ConfigError(
+            f"{path}: holds {run_id!r}, expected a name and eight hexadecimal digits, such as "
+            "robot-1a2b3c4d; put the id of this run back, or remove the file and restart the policy"
+        )
+    return run_id
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,7 @@ class VersionRecord:
         reason: the verdict in words.
         probe_change: mean action change on the probes against what ran; 0 without a verdict.
         swap_ms: time the robot took to swap it in [ms].
+        withdrawn: the robot was rolled back from it after it had accepted it.
     """
 
     version: int
@@ -49,6 +80,7 @@ class VersionRecord:
     reason: str = ""
     probe_change: float = 0.0
     swap_ms: float = 0.0
+    withdrawn: bool = False  # missing in the records of older runs
 
 
 class VersionFolder:
@@ -108,9 +140,15 @@ class VersionFolder:
 
     @property
     def accepted(self) -> list[int]:
-        """Numbers of the versions the robot accepted, in order."""
+        """Numbers of the versions the robot accepted and was not rolled back from, in order."""
         records = tuple(self.records.items())  # another thread may add one meanwhile
-        return sorted(number for number, record in records if record.accepted)
+        return sorted(n for n, r in records if r.accepted and not r.withdrawn)
+
+    @property
+    def withdrawn(self) -> list[int]:
+        """Numbers of the versions that the robot was rolled back from, in order."""
+        records = tuple(self.records.items())
+        return sorted(number for number, record in records if record.withdrawn)
 
     def _weights_path(self, number: int) -> Path:
         return self.path / f"v{number:06d}.safetensors"
@@ -146,6 +184,7 @@ class Offers:
         self._lock = threading.Lock()
         self._waiting: list[int] = []
         self._running: int | None = None
+        self._swaps = 0
         self._sent_s: float | None = None
 
     @property
@@ -167,7 +206,9 @@ class Offers:
     def heard(self, status: PolicyStatus) -> None:
         """Take in what the robot runs and its last verdict."""
         with self._lock:
-            self._running = status.running_version
+            rolled_back = self._rolled_back(status)
+            swapped = self._running is not None and status.swaps > self._swaps
+            self._running, self._swaps = status.running_version, status.swaps
             record = self.folder.records.get(status.offered_version)
             judged = bool(self._waiting) and status.offered_version == self._waiting[0]
             if record is not None and (judged or record.accepted is None):
@@ -175,6 +216,10 @@ class Offers:
             if judged:
                 del self._waiting[0]
                 self._sent_s = None
+            if rolled_back:
+                self._withdraw()
+            elif swapped:
+                self._reinstate()
             if status.swaps == 0:
                 self._offer_again()
 
@@ -208,6 +253,38 @@ class Offers:
                 swap_ms=status.swap_ms,
             )
         )
+
+    def _rolled_back(self, status: PolicyStatus) -> bool:
+        """Whether the robot went back to an older version; a policy started anew did not.
+
+        Its status says so: a version is accepted, and yet an older one runs. Statuses may overtake
+        each other, so that the same process swapped to an older version says it too.
+        """
+        if status.accepted and status.running_version < status.offered_version:
+            return True
+        if self._running is None or status.swaps <= self._swaps:
+            return False
+        return status.running_version < self._running
+
+    def _withdraw(self) -> None:
+        """Never offer again what the robot was rolled back from."""
+        assert self._running is not None
+        above = [n for n in self.folder.accepted if n > self._running]
+        for number in above:
+            self.folder.note(replace(self.folder.records[number], withdrawn=True))
+            logger.warning(
+                "version %d was rolled back, version %d runs", number, self._running
+            )
+        if self._waiting and self._waiting[0] in above:
+            self._sent_s = None
+        self._waiting = [n for n in self._waiting if n not in above]
+
+    def _reinstate(self) -> None:
+        """The robot swapped to what runs now; that may have been on its way when it was withdrawn."""
+        assert self._running is not None
+        record = self.folder.records.get(self._running)
+        if record is not None and record.withdrawn:
+            self.folder.note(replace(record, withdrawn=False))
 
     def _offer_again(self) -> None:
         """A policy process that never swapped runs its artifact: bring it up to date in steps."""

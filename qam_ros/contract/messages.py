@@ -179,7 +179,7 @@ class PolicyUpdate:
         parts: number of parts.
         total_size: bytes of the whole blob.
         sha256: of the whole blob (32 bytes).
-        hmac: HMAC-SHA256 of the whole blob with a shared key (32 bytes), zeros without a key.
+        hmac: HMAC-SHA256 of header and sha256 (docs/formats/stream.md; 32 bytes), zeros without a key.
         data: bytes of this part of one safetensors blob.
     """
 
@@ -202,7 +202,7 @@ class PolicyStatus:
         stamp_ns: time of the status [ns].
         robot: robot name.
         running_version: version in use.
-        offered_version: version judged last.
+        offered_version: version judged last; after a rollback the one that was left.
         accepted: the verdict.
         reason: the verdict in words.
         probe_change: mean absolute action change on the probes.

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 from typing import Final
 
 from qam_ros.contract.errors import ArtifactError
@@ -15,6 +16,8 @@ from qam_ros.contract.weights import MAX_WEIGHT_BYTES
 GOLDEN_NAME: Final = "golden/chunks"
 """Tensor of an update beside the weights: the chunks (64, h, A) they give on the artifact's probes."""
 MAX_PARTS: Final = 4096
+SIGNATURE_DOMAIN: Final = b"qam_ros policy update, signature 2\0"
+"""Begins what is signed, so that nothing else signed with the same key passes for an update."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +29,7 @@ class Offer:
 
 
 class DamagedError(ArtifactError):
-    """The update did not arrive as it was sent, so sending it again may help."""
+    """Not what was sent, or not the version it says it is: no verdict on that version."""
 
 
 class PartCollector:
@@ -82,10 +85,40 @@ def _identity(part: PolicyUpdate) -> tuple[object, ...]:
     )
 
 
-def sign(data: bytes, key: bytes | None) -> tuple[bytes, bytes]:
-    """Sha256 and HMAC-SHA256 of an update's blob; the HMAC is zeros without a key."""
-    digest = hashlib.sha256(data).digest()
-    return digest, bytes(32) if key is None else hmac.digest(key, data, "sha256")
+def canonical_header(header: PolicyUpdate) -> bytes:
+    """What is signed of an update: all that its parts have in common.
+
+    The one field without a fixed length has its length before it, so no two headers give the same
+    bytes; the blob is in it by its sha256. See ``docs/formats/stream.md``.
+    """
+    run_id = header.run_id.encode()
+    return b"".join(
+        (
+            SIGNATURE_DOMAIN,
+            struct.pack(">I", len(run_id)),
+            run_id,
+            struct.pack(
+                ">QQIQ",
+                header.version,
+                header.parent_version,
+                header.parts,
+                header.total_size,
+            ),
+            header.sha256,
+        )
+    )
+
+
+def sign(header: PolicyUpdate, key: bytes | None) -> bytes:
+    """HMAC-SHA256 of an update's header (32 bytes); zeros without a key.
+
+    Args:
+        header: any part; its sha256 must be that of the blob, 32 bytes.
+        key: shared key, or None.
+    """
+    if key is None:
+        return bytes(32)
+    return hmac.digest(key, canonical_header(header), "sha256")
 
 
 def split_update(
@@ -107,21 +140,21 @@ def split_update(
         key: shared key, or None.
         part_bytes: size of a part; DDS sends large messages badly.
     """
-    digest, signature = sign(data, key)
     chunks = [
         data[start : start + part_bytes] for start in range(0, len(data), part_bytes)
     ]
+    header = PolicyUpdate(
+        run_id=run_id,
+        version=version,
+        parent_version=parent_version,
+        part=0,
+        parts=len(chunks),
+        total_size=len(data),
+        sha256=hashlib.sha256(data).digest(),
+        hmac=bytes(32),
+        data=b"",
+    )
+    header = replace(header, hmac=sign(header, key))
     return [
-        PolicyUpdate(
-            run_id=run_id,
-            version=version,
-            parent_version=parent_version,
-            part=index,
-            parts=len(chunks),
-            total_size=len(data),
-            sha256=digest,
-            hmac=signature,
-            data=chunk,
-        )
-        for index, chunk in enumerate(chunks)
+        replace(header, part=index, data=chunk) for index, chunk in enumerate(chunks)
     ]

@@ -8,9 +8,11 @@ The methods may be called from different threads.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import threading
 from collections import deque
+from dataclasses import replace
 from typing import Final
 
 from qam_ros.contract.artifact import Artifact, Golden
@@ -33,13 +35,19 @@ REMEMBERED: Final = 256
 """Verdicts kept to answer updates that are offered again."""
 MAX_VERSION_STEP: Final = 1_000_000
 """A version further above the newest one is a mistake, and would lock out all that come after it."""
+ROLLED_BACK: Final = "rolled back"
+"""Reason in the verdict on a version that was left; see the status after a rollback."""
 
 
 class PolicyUpdates:
     """Verdicts on offered weights, and the last versions accepted.
 
     The first update accepted decides which training run is followed: a learner that restarts keeps
-    its run id, and versions of different runs say nothing about each other.
+    its run id, and versions of different runs say nothing about each other. In a run a version
+    number stands for one blob, the one that got its verdict.
+
+    After a rollback the status names the version that was left as offered: accepted, while something
+    older runs. One that was rolled back before it ran is refused.
 
     Args:
         artifact: the policy; its weights are the oldest version to roll back to.
@@ -71,16 +79,20 @@ class PolicyUpdates:
         self._kept.append(
             Candidate(version, sampler.layout.pack(artifact.weights), 0.0)
         )
-        self._known = {version}
+        self._known: dict[int, bytes] = {version: b""}  # accepted: sha256 of each
         self._judging: set[int] = set()
+        self._pending: set[int] = set()  # accepted, not seen to run yet
+        self._left: PolicyStatus | None = None  # on the version rolled back last
+        self._withdrawn: set[int] = set()  # all that were rolled back
         self._lock = threading.Lock()
         self._newest = version
-        self._decided: dict[tuple[str, int], PolicyStatus] = {}
+        self._decided: dict[tuple[str, int], tuple[bytes, PolicyStatus]] = {}
         self._run_id: str | None = None
         self._ignored: set[tuple[str, int]] = set()
         self.running_version = version
         self.swaps = 0
         self.refused = 0
+        self.put_off_count = 0
         self.last_refusal = ""
         self.last_verdict = "no update yet"
         self.status = self._make_status(version, "started", accepted=False)
@@ -90,7 +102,7 @@ class PolicyUpdates:
 
         Returns:
             An offer to ``judge`` when the update is whole; the status to publish when the part is
-            refused or its version was decided before; else None. Parts of a run that is not
+            refused or this update was decided before; else None. Parts of a run that is not
             followed are ignored and counted: statuses name a version only.
         """
         with self._lock:
@@ -98,16 +110,22 @@ class PolicyUpdates:
                 self._ignore(part, foreign)
                 return None
             decided = self._decided.get((part.run_id, part.version))
-            if decided is not None:
-                return decided
-            if part.version in self._judging or part.version in self._known:
-                return None  # offered again while it is judged, or before its swap
+            if decided is not None and decided[0] == part.sha256:
+                return self._present(decided[1])
+            if part.version in self._judging or part.version in self._pending:
+                return None  # its verdict is not given yet, so none on other content either
             offer, refusal = self._collector.add(part)
             if refusal:
-                return self._refuse(part, refusal, final=False)
+                return self._refuse(part.version, refusal)
             if offer is not None:
                 self._judging.add(part.version)
             return offer
+
+    def put_off(self, offer: Offer) -> None:
+        """Forget a whole update unjudged: others are judged. Without a verdict it is offered again."""
+        with self._lock:
+            self._judging.discard(offer.header.version)
+            self.put_off_count += 1
 
     def judge(self, offer: Offer) -> Candidate | PolicyStatus:
         """Verify an update and ask the gate; tens of milliseconds.
@@ -121,7 +139,7 @@ class PolicyUpdates:
             # Whatever it is: the thread that judges must be there for the next update.
             reason = f"could not be judged: {type(problem).__name__}: {problem}"
             with self._lock:
-                return self._refuse(offer.header, reason)
+                return self._refuse_finally(offer.header, reason)
 
     def _judge(self, offer: Offer) -> Candidate | PolicyStatus:
         version = offer.header.version
@@ -130,10 +148,12 @@ class PolicyUpdates:
         try:
             self._check_header(offer)
             weights, golden = self._decode(offer)
-        except ArtifactError as problem:
-            damaged = isinstance(problem, DamagedError)
+        except DamagedError as problem:
             with self._lock:
-                return self._refuse(offer.header, str(problem), final=not damaged)
+                return self._refuse(version, str(problem))
+        except ArtifactError as problem:
+            with self._lock:
+                return self._refuse_finally(offer.header, str(problem))
         verdict = check(
             weights,
             self._sampler.layout.views(reference.flat),
@@ -144,7 +164,13 @@ class PolicyUpdates:
         )
         with self._lock:
             if not verdict.accepted:
-                return self._refuse(offer.header, verdict.reason, verdict.probe_change)
+                return self._refuse_finally(
+                    offer.header, verdict.reason, verdict.probe_change
+                )
+            if self._kept[-1] is not reference:
+                return self._refuse_finally(
+                    offer.header, "the version it was compared with was rolled back"
+                )
             self.last_verdict = (
                 f"version {version}: accepted, mean action change on the probes "
                 f"{verdict.probe_change:.3g} of at most {self._budget:.3g}"
@@ -152,7 +178,8 @@ class PolicyUpdates:
             flat = self._sampler.layout.pack(weights)
             candidate = Candidate(version, flat, verdict.probe_change)
             self._kept.append(candidate)
-            self._known.add(version)
+            self._known[version] = offer.header.sha256
+            self._pending.add(version)
             self._judging.discard(version)
             self._newest = version
             self._run_id = offer.header.run_id
@@ -161,18 +188,25 @@ class PolicyUpdates:
     def swapped(self, swap: Swap) -> PolicyStatus:
         """Note that weights run now, and give the status to publish."""
         with self._lock:
-            self.running_version = swap.version
-            self.swaps += 1
-            reason = "accepted" if swap.version == self._newest else "rolled back"
-            self.status = self._make_status(
-                swap.version,
-                reason,
-                accepted=True,
-                change=swap.probe_change,
-                swap_ns=swap.swap_ns,
+            version, left = swap.version, self._left
+            self.swaps += version != self.running_version
+            self.running_version = version
+            swap_ms = swap.swap_ns * 1e-6
+            verdict = self._make_status(
+                version, "accepted", accepted=True, change=swap.probe_change
             )
-            if self._run_id is not None:
-                self._decide(self._run_id, self.status)
+            self.status = verdict = replace(verdict, swap_ms=swap_ms)
+            # Versions only grow, so one below that rolled back last is what was returned to.
+            if left is not None and version < left.offered_version:
+                self.status = replace(self._present(left), swap_ms=swap_ms)
+            elif left is not None and version == left.offered_version:
+                # It ran before the rollback, the news of it comes after: not refused after all.
+                self._left = self.status = verdict = replace(
+                    verdict, reason=ROLLED_BACK
+                )
+                self._settle(verdict)
+            if version in self._pending:
+                self._settle(verdict)
             return self.status
 
     def stands(self, candidate: Candidate) -> bool:
@@ -186,29 +220,51 @@ class PolicyUpdates:
         return len(self._ignored)
 
     def rollback(self) -> Candidate | None:
-        """The version accepted before the newest kept, which is forgotten; None if there is none."""
+        """The version accepted before the newest kept, which is forgotten; None if there is none.
+
+        A newest that never ran is refused: ``status`` says so at once. One that did is reported by
+        ``swapped``, when the version before it runs.
+        """
         with self._lock:
             if len(self._kept) < 2:
                 return None
-            self._kept.pop()
+            left = self._kept.pop()
+            if left.version in self._pending:
+                reason = f"{ROLLED_BACK} before it ran"
+                self._left = self._refuse(left.version, reason, left.probe_change)
+            else:
+                self._left = self._make_status(
+                    left.version, ROLLED_BACK, accepted=True, change=left.probe_change
+                )
+            self._withdrawn.add(left.version)
+            self._settle(self._left)
             return self._kept[-1]
 
     def _check_header(self, offer: Offer) -> None:
         """Refuse data that was damaged, forged, old, or made from something that never ran here."""
         header = offer.header
-        digest, signature = sign(offer.data, self._key)
+        digest = hashlib.sha256(offer.data).digest()
         if len(offer.data) != header.total_size or digest != header.sha256:
             raise DamagedError(
                 f"update {header.version}: {len(offer.data)} bytes with another sha256 than "
                 "announced; it was damaged on the way"
             )
-        if self._key is not None and not hmac.compare_digest(signature, header.hmac):
+        if self._key is not None and not hmac.compare_digest(
+            sign(header, self._key), header.hmac
+        ):
             raise DamagedError(
                 f"update {header.version}: the HMAC does not fit; learner and robot need the same "
-                "key file"
+                "key file and the same version of this software"
             )
         if foreign := self._foreign(header):
             raise DamagedError(foreign)
+        decided = self._decided.get((header.run_id, header.version))
+        if decided is not None and decided[0] != digest:
+            raise DamagedError(
+                f"update {header.version}: version {header.version} of run '{header.run_id}' was "
+                f"decided before with other content (sha256 {decided[0].hex()[:8]}, now "
+                f"{digest.hex()[:8]}); restart the policy, or continue the old run"
+            )
         if header.version > self._newest + MAX_VERSION_STEP:
             raise ArtifactError(
                 f"update {header.version}: too far ahead of version {self._newest}, accepted before; "
@@ -222,6 +278,11 @@ class PolicyUpdates:
             raise ArtifactError(
                 f"update {header.version}: made from version {header.parent_version}, which never "
                 f"ran here; running is {self.running_version}"
+            )
+        if header.parent_version in self._withdrawn:
+            raise ArtifactError(
+                f"update {header.version}: made when version {header.parent_version} ran, which was "
+                "rolled back since"
             )
 
     def _foreign(self, part: PolicyUpdate) -> str:
@@ -257,28 +318,44 @@ class PolicyUpdates:
         return self._sampler.sample_all(observations, noise)
 
     def _refuse(
-        self,
-        header: PolicyUpdate,
-        reason: str,
-        change: float = float("nan"),
-        *,
-        final: bool = True,
+        self, version: int, reason: str, change: float = float("nan")
     ) -> PolicyStatus:
-        """Count and note a refusal; if it is not final the version may be offered again."""
-        version = header.version
+        """Count and note a refusal; the version may be offered again."""
         self.refused += 1
         self.last_refusal = f"version {version}: {reason}"
         self.last_verdict = f"version {version}: refused, {reason}"
         self.status = self._make_status(version, reason, accepted=False, change=change)
         self._judging.discard(version)
-        if final:
-            self._decide(header.run_id, self.status)
         return self.status
 
-    def _decide(self, run_id: str, status: PolicyStatus) -> None:
-        self._decided[run_id, status.offered_version] = status
+    def _refuse_finally(
+        self, header: PolicyUpdate, reason: str, change: float = float("nan")
+    ) -> PolicyStatus:
+        """Count and note a refusal that stands for this update."""
+        status = self._refuse(header.version, reason, change)
+        self._decide(header.run_id, header.sha256, status)
+        return status
+
+    def _settle(self, status: PolicyStatus) -> None:
+        """Note the verdict on a version that was accepted."""
+        version = status.offered_version
+        self._pending.discard(version)
+        assert self._run_id is not None  # the first update accepted has set it
+        self._decide(self._run_id, self._known[version], status)
+
+    def _decide(self, run_id: str, sha256: bytes, status: PolicyStatus) -> None:
+        self._decided[run_id, status.offered_version] = sha256, status
         if len(self._decided) > REMEMBERED:
             del self._decided[next(iter(self._decided))]  # the oldest verdict
+
+    def _present(self, status: PolicyStatus) -> PolicyStatus:
+        """A verdict given before, with what runs now."""
+        return replace(
+            status,
+            running_version=self.running_version,
+            swaps=self.swaps,
+            refused=self.refused,
+        )
 
     def _make_status(
         self,
@@ -287,7 +364,6 @@ class PolicyUpdates:
         *,
         accepted: bool,
         change: float = 0.0,
-        swap_ns: int = 0,
     ) -> PolicyStatus:
         return PolicyStatus(
             stamp_ns=0,
@@ -297,7 +373,7 @@ class PolicyUpdates:
             accepted=accepted,
             reason=reason,
             probe_change=change,
-            swap_ms=swap_ns * 1e-6,
+            swap_ms=0.0,
             swaps=self.swaps,
             refused=self.refused,
         )

@@ -102,7 +102,7 @@ def _until_finished(run: DemoRun, display: Display, watch: Watch) -> Progress:
 def export_online(run: DemoRun) -> Path:
     """Artifact of what the robot runs now, `artifacts/online`: its newest accepted version.
 
-    A robot that accepted none still runs the offline policy.
+    Versions that were rolled back do not count. A robot that is left with none runs the offline policy.
     """
     folder = VersionFolder(robot_dir(run) / "versions", 0)
     offline, online = (run.path / "artifacts" / name for name in ("offline", "online"))

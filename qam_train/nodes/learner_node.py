@@ -40,6 +40,7 @@ from qam_train.export import find_checkpoint
 from qam_train.learner import LearnerCore
 from qam_train.learner_config import LearnerConfig
 from qam_train.restore import restore_trained
+from qam_train.versions import run_identity
 
 HEARTBEAT_S: Final = 0.1
 IDLE_S: Final = 0.005  # rows come in batches every 50 ms, so this costs no speed
@@ -155,6 +156,7 @@ class LearnerNode(Node):
             "allowed_steps": status.allowed_steps,
             "version": status.version,
             "accepted": len(core.offers.folder.accepted),
+            "withdrawn": len(core.offers.folder.withdrawn),
             "outstanding": core.offers.outstanding or 0,
             "finished": status.finished,
             "duplicates": core.downlink.duplicates,
@@ -196,7 +198,7 @@ def make_core(settings: LearnerSettings) -> LearnerCore:
         dataset,
         run_dir,
         robot=robot,
-        run_id=run_dir.name,
+        run_id=run_identity(run_dir),
         key=read_key(settings.hmac_key),
     )
 

@@ -105,6 +105,7 @@ class RobotEnd:
 
     def __init__(self, graph, interface, artifact, spool, rows):
         self.graph = graph
+        self.interface = interface
         self.rows = rows
         self.store = TransitionStore(spool, interface)
         self.store.append(rows)
@@ -238,6 +239,9 @@ def test_a_learner_begun_afresh_in_a_folder_of_the_same_name_is_another_run(
     process.kill()
     robot.statuses.clear()
     running, status = robot.updates.running_version, robot.updates.status
+    more = make_rows(robot.interface, 160)
+    more["session"] = 8
+    robot.store.append(more)
     afresh = files | {"run_dir": str(tmp_path / "second" / "robot")}
     process = spawn("learner_node", afresh)
     assert graph.wait(lambda: robot.updates.ignored > 0, 60), process.text()

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from qam_ros.contract.artifact import read_artifact
-from qam_ros.contract.dataset import write_dataset
+from qam_ros.contract.dataset import read_dataset_manifest, write_dataset
 from qam_ros.contract.errors import ArtifactError, ConfigError
 from qam_ros.contract.interface import find_robot, load_interface
 from qam_ros.runtime.sampler import OnnxSampler
+from qam_train import export
 from qam_train.checkpoint import checkpoint_path, write_checkpoint
 from qam_train.deployed import behaviour_of, policy_chunks, policy_weights
 from qam_train.export import (
@@ -122,6 +123,26 @@ def test_weights_that_are_not_finite_are_not_exported(
     assert not (tmp_path / "artifact").exists()
 
 
+def test_float32_beyond_the_tolerance_is_refused_unless_it_is_asked_for(
+    agent, interface, dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "largest_error", lambda _: 2e-5)
+    monkeypatch.setattr(export, "rounding", lambda *_: 1e-3)
+    parts = agent, interface, dataset, tmp_path / "artifact", PROVENANCE
+    with pytest.raises(
+        ArtifactError, match=r"by up to 2\.0e-05.*1e-05 is accepted.*--tolerance"
+    ):
+        export_artifact(*parts)
+    with pytest.raises(ConfigError, match=r"tolerance 0\.5, expected .* at most 0\.01"):
+        export_artifact(*parts, tolerance=0.5)
+    exported = export_artifact(*parts, tolerance=5e-5)
+    assert exported.reason == "asked for with --tolerance"
+    manifest = read_artifact(tmp_path / "artifact").manifest
+    assert manifest.tolerance == 5e-5
+    assert manifest.evaluation["float32_error"] == 1e-3
+    assert manifest.evaluation["tolerance_reason"] == exported.reason
+
+
 def test_agent_of_another_robot_is_refused(agent, dataset, tmp_path):
     arm = load_interface(find_robot("ur5e_2f85"))
     with pytest.raises(
@@ -186,3 +207,53 @@ def test_command_names_choices_that_cannot_be(agent, interface, dataset, tmp_pat
     with pytest.raises(ConfigError, match="best_of: expected a positive number, got 0"):
         command([str(path), *places, "--best-of", "0"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def trained(agent, interface, dataset, tmp_path):
+    """Writes a checkpoint that says what it was trained on, and the data into a folder."""
+
+    def write(folder, **metadata):
+        write_dataset(tmp_path / folder, dataset, interface, {}, replace=True)
+        digest = read_dataset_manifest(tmp_path / folder).sha256
+        path = checkpoint_path(tmp_path / "offline" / "checkpoints", 1)
+        known = {**agent_metadata(agent), "dataset_hash": digest, **metadata}
+        write_checkpoint(path, agent_tensors(agent), known)
+        return path
+
+    return write
+
+
+def test_command_finds_the_data_that_the_checkpoint_names(trained, tmp_path):
+    path = trained("elsewhere", dataset=str(tmp_path / "elsewhere"))
+    assert command([str(path), "--out", str(tmp_path / "out")]) == 0
+    assert read_artifact(tmp_path / "out").manifest.algorithm == "qam"
+
+
+def test_command_finds_the_data_of_a_demo(trained, tmp_path):
+    path = trained("dataset")
+    assert command([str(path), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_command_says_when_the_data_are_not_known(trained, tmp_path):
+    path = trained("elsewhere")
+    with pytest.raises(
+        ArtifactError, match=r"does not say where its data lie.*dataset"
+    ):
+        command([str(path), "--out", str(tmp_path / "out")])
+    path = trained("elsewhere", dataset=str(tmp_path / "gone"))
+    with pytest.raises(ArtifactError, match="gone, which is not there"):
+        command([str(path), "--out", str(tmp_path / "out")])
+
+
+def test_command_refuses_data_that_were_not_trained_on(trained, tmp_path):
+    path = trained("dataset", dataset_hash="00" * 32)
+    with pytest.raises(ArtifactError, match="the checkpoint was trained on 0000"):
+        command([str(path), "--out", str(tmp_path / "out")])
+
+
+def test_command_prints_a_tolerance_that_was_asked_for(trained, tmp_path, capsys):
+    path = trained("dataset")
+    words = ["--out", str(tmp_path / "out"), "--tolerance", "2e-4"]
+    assert command([str(path), *words]) == 0
+    assert "tolerance 2.0e-04 instead of 1e-05: asked" in capsys.readouterr().out
