@@ -206,6 +206,23 @@ def test_rows_become_updates_and_versions_and_sigterm_leaves_a_checkpoint(
     )
 
 
+def test_sigterm_in_the_middle_of_training_ends_it_in_time_with_what_it_learned(
+    graph, spawn, robot, files, tmp_path
+):
+    run_dir = tmp_path / "run"
+    process = spawn("learner_node", files | {"run_dir": str(run_dir)})
+    assert graph.wait(lambda: robot.last and robot.last.updates >= 20, 60), (
+        process.text()
+    )
+    seen = robot.last
+    assert not seen.finished
+    started = time.monotonic()
+    assert process.stop(signal.SIGTERM, 3.0) == 0
+    assert time.monotonic() - started < 3.0
+    newest = read_checkpoint(checkpoints(run_dir / "checkpoints")[-1])
+    assert newest.metadata["update"] >= seen.updates
+
+
 def test_a_killed_learner_comes_back_with_each_row_once(
     graph, spawn, robot, files, interface, tmp_path
 ):
