@@ -22,7 +22,8 @@ from sim.generate import Target, generate
 from sim.oracles import make_driver
 from sim.recipes import Recipe, make_recipe
 from sim.seeding import global_numpy_seed
-from sim.worlds import make_world, quiet_simulators
+from sim.simulators import quiet_simulators
+from sim.worlds import make_world
 
 
 def baseline(recipe: Recipe, rows: int) -> float:

@@ -8,8 +8,8 @@ tau = 1 / lambda, weighted by lambda.
 
 Three rules. Each is two pure functions: the lambda of this update's loss, and the state after it.
 - additive: m <- clip(m + eta (D_bar - epsilon)), lambda = 3 m (TRQAM as published and as coded);
-- log: log m <- log m + (gain / 2) log(D_bar / epsilon): a Newton step, because D falls as
-  lambda^-2; the same settings serve every budget;
+- log: log m <- log m + (gain / 2) log(D_bar / epsilon), the ratio within [1 / cap, cap]: a Newton
+  step, because D falls as lambda^-2; the same settings serve every budget;
 - predictive: lambda = m sqrt(C / (2 epsilon)) from this very batch, and m corrects what the
   prediction misses by the log rule.
 """
@@ -35,7 +35,8 @@ class DualConfig:
         step: eta of the additive rule.
         gain: of the log and predictive rules.
         average: rate of the moving average D_bar (and of C's).
-        cap: estimates above cap * budget count as cap * budget.
+        cap: estimates above cap * budget count as cap * budget; in the log and predictive rules D_bar
+            below budget / cap counts as budget / cap.
         scale: lambda = scale * m in the additive and log rules (official code).
         smallest, largest: bounds of the multiplier m.
     """
@@ -121,8 +122,9 @@ def advance(
     if config.rule == "additive":
         moved = state.multiplier + config.step * (average - budget)
     else:
-        # a policy that equals its base has D = 0; the floor keeps the logarithm finite
-        ratio = (average / budget).clamp(min=1.0 / config.cap**2)
+        # D of a policy that equals its base is 0. Lambda falls no faster than it can rise (estimates
+        # are capped): faster than the actor follows, it would be past its end
+        ratio = (average / budget).clamp(min=1.0 / config.cap)
         moved = state.multiplier * ratio.pow(0.5 * config.gain)
     seen = torch.where(state.cost > 0.0, state.cost, cost)
     return DualState(

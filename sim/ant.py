@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sim.ant_frame import ACTIONS, rotation, upright
 from sim.walker import XYZW, Walker
-from sim.worlds import Sensors, Values
+from sim.world import Sensors, Values
 
 TORQUE_NM: Final = 30.0  # at action 1: the gear of every motor
 WATCHDOG_S: Final = 0.5  # the motors go limp when no torque came for this long

@@ -19,7 +19,7 @@ from sim.maze_drivers import (
     next_cell,
 )
 from sim.recipes import Recipe
-from sim.worlds import Values, World
+from sim.world import Values, World
 
 
 class AntNavigator:

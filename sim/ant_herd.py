@@ -19,7 +19,7 @@ from sim.ant_driver import heading
 from sim.ant_expert import AntExpert
 from sim.ant_frame import ACTIONS, Array
 from sim.maze_drivers import distances_to, free_cells, is_corridor
-from sim.worlds import environment_class, quiet_simulators
+from sim.simulators import environment_class, quiet_simulators
 
 MAZE: Final = "antmaze-large"
 SUBSTEPS: Final = 5

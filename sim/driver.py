@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sim.worlds import Values
+from sim.world import Values
 
 
 class Tally:

@@ -13,7 +13,9 @@ from sim.driver import Driver
 from sim.oracles import make_driver
 from sim.recipes import Recipe
 from sim.seeding import SeedStream, episode_seed, global_numpy_seed
-from sim.worlds import World, make_world, quiet_simulators
+from sim.simulators import quiet_simulators
+from sim.world import World
+from sim.worlds import make_world
 
 MAX_ATTEMPTS = 20
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sim.walker import XYZW, Walker
-from sim.worlds import Sensors, Values
+from sim.world import Sensors, Values
 
 # Torque at action 1 [Nm], the gears of the motors in their order.
 _TRUNK: Final = (40.0, 40.0, 40.0)  # abdomen y, z, x

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from qam_ros.contract.errors import DatasetError, check_shape
 from sim.seeding import global_numpy_seed
-from sim.worlds import make_world, quiet_simulators
+from sim.simulators import quiet_simulators
+from sim.worlds import make_world
 
 LABEL_KEYS = ("qpos", "qvel", "button_states")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sim.driver import Tally
 from sim.recipes import Recipe
-from sim.worlds import Values, World
+from sim.world import Values, World
 
 Cell = tuple[int, int]
 NEIGHBOURS = ((-1, 0), (0, -1), (1, 0), (0, 1))

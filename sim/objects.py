@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.worlds import Sensors, Values
+from sim.world import Sensors, Values
 
 FIXTURES = ("drawer_slide", "window_slide")
 

@@ -11,7 +11,9 @@ from sim.ant_driver import AntNavigator
 from sim.driver import Driver, Tally
 from sim.maze_drivers import MazeNavigator, MazeTaskDriver
 from sim.recipes import Recipe
-from sim.worlds import Values, World, quiet_simulators, world_info
+from sim.simulators import quiet_simulators
+from sim.world import Values, World
+from sim.worlds import world_info
 
 # Noise of the Markov oracle by action element: translation, yaw, gripper (OGBench's generator).
 MARKOV_NOISE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])

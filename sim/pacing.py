@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from qam_ros.contract.messages import EpisodeEvent, StepReward
 from sim.plant import Plant
 from sim.timing import PlantTiming
-from sim.worlds import Commands, Sensors
+from sim.world import Commands, Sensors
 
 Pace = Literal["lockstep", "realtime"]
 HEARTBEAT_TIMEOUT_S = (

@@ -15,7 +15,7 @@ import numpy as np
 from qam_ros.contract.messages import EpisodeEvent, StepReward
 from qam_ros.contract.transition import EpisodeKind
 from sim.seeding import SeedStream, episode_seed
-from sim.worlds import Commands, Sensors, Values, World
+from sim.world import Commands, Sensors, Values, World
 
 MIN_QUATERNION = 1e-6  # shorter than any driver's rounding of a unit quaternion
 

@@ -10,14 +10,8 @@ from numpy.typing import NDArray
 
 from qam_ros.contract.errors import check_shape
 from sim.seeding import global_numpy_seed
-from sim.worlds import (
-    Commands,
-    Sensors,
-    StepResult,
-    Values,
-    environment_class,
-    quiet_simulators,
-)
+from sim.simulators import environment_class, quiet_simulators
+from sim.world import Commands, Sensors, StepResult, Values
 
 MAX_SPEED_M_S = 2.0  # action 1: the environment moves 0.2 m in a step of 0.1 s
 WATCHDOG_S = 0.5  # a base stops when no velocity command came for this long

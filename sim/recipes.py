@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, cast, get_args
 
 from qam_ros.contract.errors import ConfigError, nearest
-from sim.worlds import WORLDS, Mode, split_name
+from sim.world import Mode
+from sim.worlds import WORLDS, split_name
 
 Kind = Literal["task", "play", "noisy", "navigate"]
 Setting = float | int | str

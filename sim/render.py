@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from qam_ros.contract.dataset import Dataset, DatasetManifest
 from qam_ros.contract.errors import DatasetError
-from sim.worlds import WORLDS, World, make_world, quiet_simulators
+from sim.simulators import quiet_simulators
+from sim.world import World
+from sim.worlds import WORLDS, make_world
 
 PLATFORMS = ("egl", "osmesa")
 SIZE = (320, 240)  # width, height [px]; the video codec wants multiples of 16

@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 from qam_ros.contract.errors import check_shape
 from sim.objects import object_sensors, xyzw
 from sim.seeding import global_numpy_seed
-from sim.worlds import (
-    Commands,
-    Mode,
-    Sensors,
-    StepResult,
-    Values,
-    environment_class,
-    quiet_simulators,
-)
+from sim.simulators import environment_class, quiet_simulators
+from sim.world import Commands, Mode, Sensors, StepResult, Values
 
 DRIVER_CLOSED_RAD = (
     0.8  # angle of the driver joint that OGBench calls opening 1: closed

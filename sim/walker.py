@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 
 from qam_ros.contract.errors import check_shape
 from sim.seeding import global_numpy_seed
-from sim.worlds import (
-    Commands,
-    Sensors,
-    StepResult,
-    Values,
-    environment_class,
-    quiet_simulators,
-)
+from sim.simulators import environment_class, quiet_simulators
+from sim.world import Commands, Sensors, StepResult, Values
 
 XYZW: Final = np.array([1, 2, 3, 0])  # of MuJoCo's quaternions, which are w, x, y, z
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qam_ros.contract.blocks import Source
 from qam_ros.contract.errors import InterfaceError
 from qam_ros.contract.interface import RobotInterface
-from sim.worlds import Commands, Sensors, Values, World
+from sim.world import Commands, Sensors, Values, World
 
 Key = tuple[str, str]
 Pairs = dict[str, dict[str, Key]]

@@ -1,76 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worlds: simulated robots that speak in message fields, not in observation arrays."""
+"""The worlds by name: which environment and robot each is, and how it is made."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from qam_ros.contract.errors import ConfigError, nearest
-
-Values = NDArray[np.float64]
-Sensors = dict[str, dict[str, Values]]
-"""topic -> message field -> values, float64, exactly as the ROS messages carry them."""
-Commands = dict[str, dict[str, Values]]
-"""topic -> message field -> values of the commands: absolute targets or velocities."""
-
-Mode = Literal["task", "data_collection"]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one control step gave.
-
-    OGBench's single-task worlds report reward, termination and success of the state *before* the
-    action (`success_timing='pre'`): success arrives one control step late. `fallen` is of the state
-    after it: the robot lies where it cannot get up, which ends an episode of data, not of a task.
-    """
-
-    reward: float
-    terminated: bool
-    truncated: bool
-    success: bool
-    fallen: bool = False
-
-
-class World(Protocol):
-    """A simulated robot and its surroundings, advanced one control period at a time."""
-
-    name: str
-    task: int
-    control_period_s: float
-    max_episode_steps: int
-
-    def reset(self, seed: int) -> None:
-        """Start an episode; the same seed gives the same episode, whatever was played before."""
-
-    def sensors(self) -> Sensors:
-        """Raw sensor values of the present state."""
-
-    def apply(self, commands: Commands) -> None:
-        """Take over targets; topics that are left out keep their last target."""
-
-    def act(self, action: NDArray[np.floating[Any]]) -> None:
-        """Take over a normalised action in [-1, 1], as the environment's own `step` reads it."""
-
-    def step(self) -> StepResult:
-        """Advance by one control period towards the present targets."""
-
-    def observation(self) -> Values:
-        """The environment's own observation (O,), for data and tests; never for the plant."""
-
-    def snapshot(self) -> dict[str, NDArray[Any]]:
-        """State for recordings: qpos (nq,), qvel (nv,) and, where there are any, button_states."""
-
-    @property
-    def environment(self) -> Any:
-        """The OGBench environment, for oracles, relabelling and rendering."""
+from sim.world import Mode, World
 
 
 @dataclass(frozen=True)
@@ -180,37 +118,3 @@ def make_world(name: str, task: int | None = None, mode: Mode = "task") -> World
     from sim.ur5e import UR5eWorld
 
     return UR5eWorld(world, task, mode)
-
-
-def environment_class(environment_id: str) -> tuple[Any, dict[str, Any], int]:
-    """Constructor, arguments and step limit that OGBench registered for an environment.
-
-    The worlds hold the bare environment: gymnasium's wrappers add nothing that they need.
-
-    Args:
-        environment_id: e.g. `cube-single-singletask-task1-v0`.
-    """
-    gymnasium = import_ogbench()
-    spec = gymnasium.spec(environment_id)
-    module, _, attribute = spec.entry_point.partition(":")
-    with quiet_simulators():
-        constructor = getattr(import_module(module), attribute)
-    return constructor, dict(spec.kwargs), int(spec.max_episode_steps)
-
-
-def import_ogbench() -> Any:
-    """Import OGBench (a second or so), which registers its environments; returns gymnasium."""
-    with quiet_simulators():
-        import gymnasium
-        import ogbench  # noqa: F401 - registers the environments
-    return gymnasium
-
-
-class quiet_simulators(warnings.catch_warnings):  # noqa: N801 - a context manager
-    """Silence what the simulators warn of without harm: no X display, float32 action boxes."""
-
-    def __enter__(self) -> None:
-        """Add the filters."""
-        super().__enter__()
-        warnings.filterwarnings("ignore", message=".*X11.*")
-        warnings.filterwarnings("ignore", message=".*precision lowered.*")

@@ -46,6 +46,9 @@ class BAMAgent(FlowPairAgent[BAMConfig]):
             "bam/loss": loss.detach(),
             "bam/value": value.detach(),
             "bam/control_cost": cost.detach(),
+            # times the step size 1/n and per control period: the path KL of the steps f_theta takes
+            "dual/kl_inner": cost.detach()
+            / (self.config.flow_steps * self.config.chunk),
         }
         return loss, metrics
 

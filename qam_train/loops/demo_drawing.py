@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qam_train.report.film import Frame
-from sim.worlds import World
+from sim.world import World
 
 _DOTS_PER_INCH = 80
 _VIEWS = (

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from qam_train.loops.evaluator import EvaluationConfig, Evaluator
 from qam_train.report.film import Frame, encode_mp4, label, side_by_side
 from qam_train.report.record import Film
-from sim.worlds import StepResult, World, make_world
+from sim.world import StepResult, World
+from sim.worlds import make_world
 
 GL_BACKENDS = ("egl", "osmesa")
 EVERY = 2  # control steps between two frames: software rendering costs a tenth of a second each

@@ -19,7 +19,7 @@ from qam_ros.contract.messages import (
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.policy import PolicyCore
 from sim.plant import EpisodeRecord, Plant
-from sim.worlds import Commands
+from sim.world import Commands
 
 Message = ActionProposal | GuardReport | StepReward | EpisodeEvent
 

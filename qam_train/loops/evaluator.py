@@ -22,7 +22,8 @@ from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_train.loops.episode import SimulatedRobot
 from sim.plant import EpisodeRecord, Plant
 from sim.seeding import SeedStream
-from sim.worlds import World, make_world, split_name, world_info
+from sim.world import World
+from sim.worlds import make_world, split_name, world_info
 
 _START_NS = 1_000_000_000
 _SESSION = bytes(16)

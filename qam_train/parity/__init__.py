@@ -7,9 +7,10 @@ recording, whatever precision the method here computes in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from qam_ros.contract.errors import QamError
 from qam_train.parity.bindings import binding_of
 from qam_train.parity.diffusion_policies import compare_schedule
 from qam_train.parity.recording import (
@@ -24,6 +25,9 @@ from qam_train.parity.updates import compare_updates
 
 __all__ = ["PRECISIONS", "Comparison", "UnsupportedRecordingError", "compare"]
 
+# what arrays or settings that do not fit together raise in the methods
+MISFITS = (QamError, LookupError, ValueError, TypeError, RuntimeError, AttributeError)
+
 
 def compare(path: Path, precision: str) -> Sequence[Comparison]:
     """Compare every quantity of one recording with the method here that stands for it.
@@ -33,15 +37,32 @@ def compare(path: Path, precision: str) -> Sequence[Comparison]:
         precision: 'float64' or 'float32', in which the method here computes.
 
     Raises:
-        UnsupportedRecordingError: no method here stands for it; the message says why.
+        UnsupportedRecordingError: no method here stands for it, or the file is damaged; the message
+            says why.
     """
     recording = Recording(path, precision)
-    if "data/observations" in recording and "h1/start" in recording:
-        return list(compare_sampler(recording))
+    try:
+        return list(_rows(recording))
+    except UnsupportedRecordingError:
+        raise
+    except MISFITS as error:
+        raise UnsupportedRecordingError(
+            f"its arrays or settings do not fit together: {type(error).__name__}: {error}",
+            file=path.name,
+        ) from error
+
+
+def _rows(recording: Recording) -> Iterator[Comparison]:
+    """The kind of a recording shows in what it holds, not in sizes or names."""
+    if "data/observations" in recording:
+        yield from compare_sampler(recording)
+        return
     binding = binding_of(recording)
-    if "f64/dual_configs" in recording:
-        return [*compare_run(recording, binding), *compare_rule(recording)]
-    rows = list(compare_updates(recording, binding))
+    if "batch/observations" in recording:
+        yield from compare_run(recording, binding)
+        if "f64/dual_configs" in recording:
+            yield from compare_rule(recording)
+        return
+    yield from compare_updates(recording, binding)
     if "f64/alpha_hats" in recording:
-        rows += compare_schedule(recording)
-    return rows
+        yield from compare_schedule(recording)

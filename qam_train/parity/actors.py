@@ -23,7 +23,7 @@ from qam_train.parity.binding import (
     mean_actor_nets,
     next_actions,
 )
-from qam_train.parity.family import with_fields
+from qam_train.parity.family import acts, with_fields
 
 ACTOR_INFO = {
     "actor/actor_loss": "actor/loss",
@@ -66,7 +66,7 @@ def bind_rebrac(settings: Settings) -> Binding:
             "actor/action_std": lambda _: 1.0,
         },
         mids={"next_actions": next_actions},
-        acts={"n1": lambda draw: draw("action_noise")},
+        acts=acts(),
     )
 
 
@@ -96,7 +96,7 @@ def bind_rlpd(settings: Settings) -> Binding:  # noqa: ARG001
             "actor/total_loss": lambda m: sum(float(m[part]) for part in parts),
         },
         mids={"next_actions": next_actions},
-        acts={"n1": lambda draw: draw("actor_noise")},
+        acts=acts("actor_noise"),
     )
 
 
@@ -146,7 +146,5 @@ def bind_dsrl(settings: Settings) -> Binding:
             "critic/total_loss": lambda m: sum(float(m[part]) for part in critics),
         },
         mids={"next_actions": next_actions, "latent_flow_actions": latent_actions},
-        acts={
-            case: lambda draw: candidates(draw("actor_noise")) for case in ("n1", "n4")
-        },
+        acts=acts("actor_noise"),
     )

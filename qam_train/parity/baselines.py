@@ -106,7 +106,7 @@ def bind_fedit(settings: Settings) -> Binding:  # noqa: ARG001
             "actor/edit_alpha": "edit/alpha",
         },
         mids={"next_actions": next_actions, "actor_flow_actions": _flow_of_head},
-        acts=dict.fromkeys(("n1", "n4"), edit_candidates),
+        acts={"n": edit_candidates},
     )
 
 
@@ -150,7 +150,7 @@ def bind_fawac(settings: Settings) -> Binding:  # noqa: ARG001
             "critic/value_loss": "value/loss",
         },
         mids={"next_actions": next_actions},
-        acts={"n1": lambda draw: draw("action_noise")},
+        acts=acts(),
     )
 
 
@@ -180,5 +180,5 @@ def bind_ifql(settings: Settings) -> Binding:  # noqa: ARG001
             "critic/q_max": "critic/target_max",
             "critic/q_min": "critic/target_min",
         },
-        acts={"single": lambda draw: candidates(draw("action_noise"))},
+        acts=acts() | {"single": lambda draw: candidates(draw("action_noise"))},
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,8 @@ class Binding:
         noise: reads the draws of one update.
         info: official info entry -> name of our metric, or how it is made from our metrics.
         mids: official intermediate -> how it is computed (agent, batch, noise).
-        acts: recorded acting case -> noise of act(); leading candidates axis where N > 1.
+        acts: recorded acting case -> noise of act(); leading candidates axis where N > 1. Case 'n'
+            stands for the best of any number: n1, n4, ...
         players: what plays a case, where that is not act().
         dead: official networks that are never read nor changed.
         batch: reads one batch.
@@ -79,10 +81,31 @@ class Binding:
     intermediates_factor: float = 1.0
     info_float32: Mapping[str, float] = field(default_factory=dict)
 
-    def build(self, recording: Recording) -> Agent[Any, Any]:
-        """Our agent with the recorded parameters."""
+    def acting(self, case: str) -> Callable[[Draw], Tensor] | None:
+        """Noise of a recorded acting case; None: not known."""
+        return self.acts.get("n" if re.fullmatch(r"n\d+", case) else case)
+
+    def info_value(
+        self, metrics: Metrics, name: str, known: Mapping[str, float]
+    ) -> float | None:
+        """Our value of an official info entry; None: not known.
+
+        Args:
+            metrics: ours of the update.
+            name: official name.
+            known: entries that are no metrics of the method.
+        """
+        if name in known:
+            return known[name]
+        source = self.info.get(name, name)
+        if callable(source):
+            return source(metrics)
+        return float(metrics[source]) if source in metrics else None
+
+    def build(self, recording: Recording, first: str = "u1/batch") -> Agent[Any, Any]:
+        """Our agent with the recorded parameters; `first` is where a batch lies."""
         dtype = PRECISIONS[recording.precision]
-        size = recording.array("u1/batch/observations").shape[-1]
+        size = recording.array(f"{first}/observations").shape[-1]
         return self.agent(
             self.config(recording.settings()),
             recording.parameters("params0", self.nets),
@@ -120,8 +143,8 @@ def flow_numbers(settings: Settings) -> dict[str, Any]:
 
 
 def candidates(draw: Tensor) -> Tensor:
-    """Recorded candidates (B, N, D) as our (N, B, D)."""
-    return draw.transpose(0, 1)
+    """Recorded candidates (B, N, D) as our (N, B, D); (B, D) stays."""
+    return draw.transpose(0, 1) if draw.dim() == 3 else draw
 
 
 def gaussian_nets(ours: str, theirs: str) -> dict[str, str]:

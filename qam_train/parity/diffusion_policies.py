@@ -24,12 +24,8 @@ from qam_train.parity.recording import (
     scaled,
 )
 
-# the sampler goes with the loss: clip of the predicted action before, clip of the state after
-SWITCHES = {
-    "dac": {"clip_sampler_before": True, "clip_sampler_after": False},
-    "qsm": {"clip_sampler_before": False, "clip_sampler_after": True},
-}
-ALWAYS = {"beta_schedule": "vp", "best_of_n": 1}
+# released with the loss: (clip of the predicted action before, clip of the state after) the noise
+CLIPS = {"dac": (True, False), "qsm": (False, True)}
 
 
 def _flat(start: Tensor, steps: Tensor) -> Tensor:
@@ -38,17 +34,18 @@ def _flat(start: Tensor, steps: Tensor) -> Tensor:
 
 
 def bind_dcgql(settings: Settings) -> Binding:
-    """The two losses, each with the sampler it was released with.
+    """The two losses with any sampler; best_of_n is there and never read (official code).
 
     Raises:
-        UnsupportedRecordingError: another combination.
+        UnsupportedRecordingError: another loss or schedule.
     """
     kind = settings["actor_loss_type"]
-    for name, value in (ALWAYS | SWITCHES[kind]).items():
-        if settings.get(name, value) != value:
+    for name, valid in (("actor_loss_type", tuple(CLIPS)), ("beta_schedule", ("vp",))):
+        if settings[name] not in valid:
             raise UnsupportedRecordingError(
-                f"switch {name} = {settings[name]} is not implemented, only {value}"
+                f"switch {name} = {settings[name]} is not implemented, only {', '.join(valid)}"
             )
+    clips = (settings["clip_sampler_before"], settings["clip_sampler_after"])
 
     def config(s: Settings) -> DiffusionConfig:
         numbers = common(s) | {
@@ -64,6 +61,8 @@ def bind_dcgql(settings: Settings) -> Binding:
     averaged = settings.get("use_target_critic_grad", True)
     fields = {"judge": "target_critic" if averaged else "critic"}
     agent: Any = with_fields(QSMAgent if kind == "qsm" else DACAgent, fields)
+    if clips != CLIPS[kind]:
+        agent = sampling(agent, before=clips[0], after=clips[1])
     return Binding(
         agent=agent,
         config=config,
@@ -84,10 +83,47 @@ def bind_dcgql(settings: Settings) -> Binding:
             "actor/actor_loss": "actor/loss",
         },
         mids={"next_actions": next_actions},
-        acts={"n1": lambda draw: _flat(draw("ddpm_xT"), draw("ddpm_noise"))},
+        acts={"n": lambda draw: _flat(draw("ddpm_xT"), draw("ddpm_noise"))},
         # the jump sampler divides by a small number at every step
-        intermediates_factor=10.0 if kind == "qsm" else 1.0,
+        intermediates_factor=1.0 if clips[0] else 10.0,
     )
+
+
+def sampling(kind: type[Any], *, before: bool, after: bool) -> type[Any]:
+    """The method with a sampler of other clips than it was released with.
+
+    Args:
+        kind: our class.
+        before: the predicted action is clipped, and a step is that of the posterior; else it jumps to
+            the predicted action.
+        after: the state is clipped after the noise of each step. With neither nothing is clipped, in
+            the critic's target neither (official code).
+    """
+
+    class Swapped(kind):
+        def policy(self, s: Tensor, noise: Tensor) -> Tensor:
+            x, *steps = noise.split(self.chunk_width, -1)
+            plan = self.plan
+            for z, k in zip(steps, range(plan.steps, 0, -1), strict=True):
+                time = x.new_full((*x.shape[:-1], 1), float(k))
+                eps = diffusion.predicted_noise(self.trained, "actor", s, x, time)
+                left, level = plan.alpha_hats[k - 1], plan.alpha_hats[k]
+                x0 = (x - (1.0 - level).sqrt() * eps) / level.sqrt()
+                if before:
+                    shares = (
+                        left.sqrt() * plan.betas[k],
+                        plan.alphas[k].sqrt() * (1.0 - left),
+                    )
+                    x = (shares[0] * x0.clamp(-1.0, 1.0) + shares[1] * x) / (
+                        1.0 - level
+                    )
+                else:
+                    x = x0
+                x = x + float(k > 1) * plan.betas[k].sqrt() * z
+                x = x.clamp(-1.0, 1.0) if after else x
+            return x
+
+    return Swapped
 
 
 def compare_schedule(recording: Recording) -> Iterator[Comparison]:

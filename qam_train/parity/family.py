@@ -35,7 +35,7 @@ from qam_train.parity.binding import (
     gaussian_nets,
     next_actions,
 )
-from qam_train.parity.recording import UnsupportedRecordingError
+from qam_train.parity.cold import playing_the_clone
 
 FLOW_PAIR = {
     **CRITIC,
@@ -122,18 +122,12 @@ def _flow_of_head(agent: Any, batch: Any, noise: Any) -> Tensor:
 
 
 def acts(noise: str = "action_noise") -> dict[str, Any]:
-    """The usual acting cases: best of 1 and best of 4."""
-    return {case: lambda draw: candidates(draw(noise)) for case in ("n1", "n4")}
+    """The usual acting cases: the best of any number of candidates."""
+    return {"n": lambda draw: candidates(draw(noise))}
 
 
 def bind_qam(settings: Settings) -> Binding:
-    """QAM with any combination of its official switches.
-
-    Raises:
-        UnsupportedRecordingError: temperature 0, which officially plays the behaviour flow.
-    """
-    if settings["inv_temp"] == 0.0:
-        raise UnsupportedRecordingError("inv_temp = 0 is not implemented")
+    """QAM with any combination of its official switches."""
     binding = Binding(
         agent=_switched(QAMAgent, settings),
         config=lambda s: AgentConfig(**adjoint_numbers(s), tau=s["inv_temp"]),
@@ -170,7 +164,7 @@ def _with_edit(binding: Binding, settings: Settings) -> Binding:
         ),
         info=INFO | EDIT_INFO,
         mids=_mids() | {"actor_flow_actions": _flow_of_head},
-        acts=dict.fromkeys(("n1", "n4"), edit_candidates),
+        acts={"n": edit_candidates},
     )
 
 
@@ -203,7 +197,8 @@ def _switched(kind: type[Any], settings: Settings) -> type[Any]:
         "base": "target_slow" if settings.get("target_actor", True) else "slow",
         "judge": "target_critic" if settings.get("use_target_grad", True) else "critic",
     }
-    return with_fields(kind, named)
+    switched = with_fields(kind, named)
+    return playing_the_clone(switched) if settings.get("inv_temp") == 0.0 else switched
 
 
 def dual_numbers(settings: Settings) -> DualConfig:

@@ -38,7 +38,8 @@ def bind_cgql(settings: Settings) -> Binding:
 
     def config(s: Settings) -> CGQLConfig:
         numbers = flow_numbers(s) | {
-            "guidance": s["guidance_coef"],
+            # no guidance at all at temperature 0 (official code)
+            "guidance": s["guidance_coef"] if s["inv_temp"] > 0.0 else 0.0,
             "tau": s["inv_temp"],
         }
         if mode == "simple":

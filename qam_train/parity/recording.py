@@ -7,7 +7,9 @@ The format is described in tests/parity/README.md.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ TOLERANCES = {
     "parameters, 99%": {"float64": 1e-10, "float32": 1e-6},
     "actions": {"float64": 1e-10, "float32": 1e-4},
     "rewards": {"float64": 1e-6, "float32": 1e-6},  # recorded after rounding to float32
-    "20 updates": {"float64": 1e-9, "float32": 1e-4},
+    "updates": {"float64": 1e-9, "float32": 1e-4},
     "dual rule": {"float64": 1e-12, "float32": 1e-5},
     "other fields": {"float64": 0.0, "float32": 0.0},
 }
@@ -46,6 +48,15 @@ TOLERANCES = {
 
 class UnsupportedRecordingError(ConfigError):
     """No method here stands for the recording."""
+
+
+class OfficialSettings(dict[str, Any]):
+    """The official configuration; an entry that is asked for and not there is named."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UnsupportedRecordingError(
+            f"config has no entry '{name}', which the method needs"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,15 +84,7 @@ class Recording:
         Raises:
             UnsupportedRecordingError: not an npz of the documented format.
         """
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                self._arrays: Mapping[str, npt.NDArray[Any]] = {
-                    k: archive[k] for k in archive.files
-                }
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise UnsupportedRecordingError(
-                f"not readable as npz: {error}", file=path.name
-            ) from error
+        self._arrays: Mapping[str, npt.NDArray[Any]] = _arrays(path)
         if "meta" not in self._arrays:
             raise UnsupportedRecordingError(
                 "no 'meta' entry, not a recording", file=path.name
@@ -96,21 +99,43 @@ class Recording:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> OfficialSettings:
         """The official configuration, empty where the file has none."""
-        return dict(json.loads(str(self._arrays["config"]))) if "config" in self else {}
+        return OfficialSettings(self._json("config") if "config" in self else {})
 
     def meta(self) -> dict[str, Any]:
         """The description of the file."""
-        return dict(json.loads(str(self._arrays["meta"])))
+        return self._json("meta")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(str(self._arrays[name])))
+        except (ValueError, TypeError) as error:
+            raise UnsupportedRecordingError(
+                f"'{name}' is not a JSON object: {error}"
+            ) from error
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """One array as stored."""
+        """One array as stored.
+
+        Raises:
+            UnsupportedRecordingError: the file does not hold it.
+        """
+        if name not in self._arrays:
+            raise UnsupportedRecordingError(
+                f"array '{name}' is missing: the file is damaged, or of another format than "
+                "tests/parity/README.md describes"
+            )
         return self._arrays[name]
 
     def tensor(self, name: str) -> Tensor:
         """One array in the precision of the comparison."""
-        return torch.from_numpy(self._arrays[name]).to(PRECISIONS[self.precision])
+        return torch.from_numpy(self.array(name)).to(PRECISIONS[self.precision])
+
+    def numbers(self, letter: str) -> list[int]:
+        """Every n for which there are arrays below '<letter><n>/', in order: updates, horizons."""
+        found = (re.match(rf"{letter}(\d+)/", name) for name in self._arrays)
+        return sorted({int(match[1]) for match in found if match})
 
     def scalars(self, prefix: str) -> dict[str, float]:
         """All 0-d arrays below a prefix."""
@@ -166,6 +191,26 @@ class Recording:
         """Result of one quantity."""
         tolerance = self.tolerances[quantity.split(":")[0]][self.precision]
         return Comparison(self.method, self.precision, quantity, error, tolerance)
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Everything in an npz.
+
+    Raises:
+        UnsupportedRecordingError: not readable as one.
+    """
+    damaged = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is a single array")
+            with archive:
+                return {k: archive[k] for k in archive.files}
+    except damaged as error:
+        raise UnsupportedRecordingError(
+            f"not readable as npz: {error}", file=path.name
+        ) from error
 
 
 def _our_name(net: str, official: str) -> str:

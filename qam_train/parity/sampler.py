@@ -28,10 +28,12 @@ def compare_sampler(recording: Recording) -> Iterator[Comparison]:
     """Every legal start of the recorded dataset and of the recorded replay buffer."""
     data = _rows(recording, "data")
     discount = float(recording.meta()["discount"])
-    for horizon in recording.meta()["horizons"]:
+    horizons = sorted({*recording.meta()["horizons"], *recording.numbers("h")})
+    for horizon in horizons:
         yield from _compare_windows(recording, data, f"h{horizon}", horizon, discount)
-    yield from _compare_ring(recording, discount)
-    for horizon in recording.meta()["horizons"]:
+    if "replay/capacity" in recording:
+        yield from _compare_ring(recording, discount)
+    for horizon in recording.numbers("rql/h"):
         yield from _compare_segments(recording, data, horizon)
 
 
@@ -58,11 +60,10 @@ def _compare_ring(recording: Recording, discount: float) -> Iterator[Comparison]
         for name in FIELDS
     ]
     yield recording.row("other fields: replay", largest(errors))
-    for group in recording.groups("replay"):
-        if f"replay/{group}/start" in recording:
-            yield from _compare_windows(
-                recording, ring.view(), f"replay/{group}", int(group[1:]), discount
-            )
+    for horizon in recording.numbers("replay/h"):
+        yield from _compare_windows(
+            recording, ring.view(), f"replay/h{horizon}", horizon, discount
+        )
 
 
 def _compare_segments(
@@ -70,8 +71,6 @@ def _compare_segments(
 ) -> Iterator[Comparison]:
     """RQL's own sampler: every legal start of every episode."""
     prefix = f"rql/h{horizon}"
-    if f"{prefix}/start" not in recording:
-        return
     segments = Segments.of(data)
     episode, start = segments.starts()
     window = segment_windows(data, segments, episode, start, horizon)
@@ -97,10 +96,10 @@ def _compare_windows(
     start = torch.from_numpy(recording.array(f"{prefix}/start"))
     legal = 0.0 if data.starts(horizon) == len(start) else float("inf")
     window = data.windows(start, horizon, discount)
-    yield recording.row(
-        f"rewards: {prefix}",
-        absolute(window.rewards, recording.array(f"{prefix}/rewards")),
-    )
+    reference = recording.array(f"{prefix}/rewards")
+    size = max(1.0, float(np.abs(reference).max(initial=0.0)))
+    error = absolute(window.rewards, reference) / size
+    yield recording.row(f"rewards: {prefix}", error)
     fields = {
         "observations": window.observations,
         "actions": window.actions,

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recorded 20-update TRQAM run, and the dual rule alone on made-up sequences."""
+"""A recorded run of consecutive updates, and the dual rule alone on made-up sequences."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from qam_train import dual
 from qam_train.agents.base import Agent
-from qam_train.agents.common import Normaliser
-from qam_train.parity.binding import Binding
+from qam_train.parity.binding import Binding, Draw
 from qam_train.parity.family import dual_numbers
 from qam_train.parity.recording import (
     PRECISIONS,
@@ -22,60 +22,78 @@ from qam_train.parity.recording import (
     largest,
     relative,
 )
-from qam_train.parity.updates import compare_parameters, gradient_info, gradients_of
+from qam_train.parity.updates import (
+    compare_parameters,
+    gradient_info,
+    gradients_of,
+    not_known,
+    recorded,
+)
+
+AFTER = "f64/params_after_"  # and the number of updates
 
 
 def compare_run(recording: Recording, binding: Binding) -> Iterator[Comparison]:
-    """Consecutive updates: every info entry and the dual state, then all parameters."""
-    agent = _agent(recording, binding)
+    """Consecutive updates: every info entry, the dual state, all parameters where recorded."""
+    agent = binding.build(recording, "batch")
     reference = recording.below("f64/info")
-    updates = len(next(iter(reference.values())))
+    updates = len(recording.array("batch/observations"))
     errors: dict[str, list[float]] = {name: [] for name in reference}
+    unknown: set[str] = set()
+    after: list[Comparison] = []
     for step in range(updates):
         found = _one_update(recording, binding, agent, step)
         for name, values in reference.items():
-            errors[name].append(relative(found(name), float(values[step])))
+            value = found(name)
+            if value is None:
+                unknown.add(name)
+            else:
+                errors[name].append(relative(value, float(values[step])))
+        after += _parameters(recording, binding, agent, step + 1)
     for name, found_errors in errors.items():
-        yield recording.row(f"20 updates: {name}", largest(found_errors))
-    after = {name: value.detach().double() for name, value in agent.parameters.items()}
-    last = recording.parameters("f64/params_after_20", binding.nets, exact=True)
-    yield from compare_parameters(recording, after, last, f"{updates} updates")
+        if name in unknown:
+            yield not_known(recording, f"updates: {name}")
+        else:
+            yield recording.row(f"updates: {name}", largest(found_errors))
+    yield from after or [not_known(recording, f"parameters, all: {AFTER}{updates}")]
 
 
-def _agent(recording: Recording, binding: Binding) -> Any:
-    size = recording.array("batch/observations").shape[-1]
-    dtype = PRECISIONS[recording.precision]
-    return binding.agent(
-        binding.config(recording.settings()),
-        recording.parameters("params0", binding.nets),
-        Normaliser(torch.zeros(size, dtype=dtype), torch.ones(size, dtype=dtype)),
-    )
+def _parameters(
+    recording: Recording, binding: Binding, agent: Agent[Any, Any], count: int
+) -> Iterator[Comparison]:
+    """All parameters after so many updates, where they are recorded."""
+    if count in recording.numbers(AFTER):
+        ours = {
+            name: value.detach().double() for name, value in agent.parameters.items()
+        }
+        theirs = recording.parameters(f"{AFTER}{count}", binding.nets, exact=True)
+        yield from compare_parameters(recording, ours, theirs, f"{count} updates")
 
 
 def _one_update(
     recording: Recording, binding: Binding, agent: Agent[Any, Any], step: int
-) -> Any:
-    """Update number `step`; returns official info name -> our value."""
-    settings = recording.settings()
-    batch = binding.batch(lambda n: recording.tensor(f"batch/{n}")[step], settings)
-    noise = binding.noise(lambda n: recording.tensor(f"noise/{n}")[step])
+) -> Callable[[str], float | None]:
+    """Update number `step`; returns official info name -> our value, None where not known."""
+
+    def draw(part: str) -> Draw:
+        return lambda name: recorded(recording, part, name)[step]
+
+    batch = binding.batch(draw("batch"), recording.settings())
+    noise = binding.noise(draw("noise"))
     gradients = gradients_of(agent, agent.loss(batch, noise)[0])
-    state = vars(agent)["dual"]
-    before = {
-        "dual/lam_before": float(state.multiplier),
-        "dual/kl_ema_before": float(state.kl),
-    }
+    before = _dual_info(agent, "before")
     metrics = agent.update(batch, noise)
-    after = {"dual/lam_after": float(state.multiplier)}
-    ours = gradient_info(gradients) | before | after
+    ours = gradient_info(gradients) | before | _dual_info(agent, "after")
+    return lambda name: binding.info_value(metrics, name, ours)
 
-    def value(name: str) -> float:
-        if name in ours:
-            return ours[name]
-        source = binding.info.get(name, name)
-        return source(metrics) if callable(source) else float(metrics[source])
 
-    return value
+def _dual_info(agent: Agent[Any, Any], when: str) -> dict[str, float]:
+    """Multiplier and averaged KL by their official names; empty without a trust region."""
+    state = getattr(agent, "dual", None)
+    if state is None:
+        return {}
+    numbers = {"lam": state.multiplier, "kl_ema": state.kl}
+    return {f"dual/{name}_{when}": float(value) for name, value in numbers.items()}
 
 
 def compare_rule(recording: Recording) -> Iterator[Comparison]:
@@ -97,10 +115,17 @@ def compare_rule(recording: Recording) -> Iterator[Comparison]:
                 for key, value in zip(found, values, strict=True):
                     found[key].append(float(value))
             reference = recording.below(f"dual/{name}/{sequence}/f64")
+            label = f"dual rule: {name}, {sequence}"
+            for key in reference.keys() - found.keys():
+                yield not_known(recording, f"{label}, {key}")
             error = largest(
-                float(np.abs(np.array(found[key]) / values - 1.0).max())
-                if np.all(values != 0)
-                else float(np.abs(np.array(found[key]) - values).max())
-                for key, values in reference.items()
+                _relative(np.array(found[key]), reference[key])
+                for key in found.keys() & reference.keys()
             )
-            yield recording.row(f"dual rule: {name}, {sequence}", error)
+            yield recording.row(label, error)
+
+
+def _relative(found: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+    """Largest relative difference; absolute where a reference entry is 0."""
+    size = np.abs(reference) if np.all(reference != 0) else 1.0
+    return float((np.abs(found - reference) / size).max())

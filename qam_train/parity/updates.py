@@ -27,39 +27,50 @@ from qam_train.parity.recording import (
 
 
 def compare_updates(recording: Recording, binding: Binding) -> Iterator[Comparison]:
-    """Everything of updates u1 and u2, fed from the recording, then acting."""
+    """Everything of the updates u1, u2, ..., fed from the recording, then acting."""
     agent = binding.build(recording)
     yield recording.row("untouched: nets not bound", _unbound(recording, binding))
-    for update in ("u1", "u2"):
+    for update in _updates(recording):
         batch = binding.batch(
-            partial(_values, recording, f"{update}/batch"), recording.settings()
+            partial(recorded, recording, f"{update}/batch"), recording.settings()
         )
-        noise = binding.noise(partial(_values, recording, f"{update}/noise"))
+        noise = binding.noise(partial(recorded, recording, f"{update}/noise"))
         yield from _compare_loss(recording, binding, agent, batch, noise, update)
         yield from _compare_step(recording, binding, agent, batch, noise, update)
     yield from compare_acting(recording, binding, agent)
 
 
+def _updates(recording: Recording) -> list[str]:
+    return [f"u{number}" for number in recording.numbers("u")]
+
+
 def compare_acting(
     recording: Recording, binding: Binding, agent: Any
 ) -> Iterator[Comparison]:
-    """Actions of every recorded case, with the parameters after update 2."""
+    """Actions of every recorded case, with the parameters after the last update."""
     observations = recording.tensor("act/observations")
-    for case, noise in binding.acts.items():
-        if f"act/{case}/f64/actions" not in recording:
+    for case in recording.groups("act"):
+        if case == "observations":
+            continue
+        noise = binding.acting(case)
+        if noise is None:
+            yield not_known(recording, f"actions: {case}")
             continue
         reference = recording.array(f"act/{case}/f64/actions")
-        draw: Draw = partial(_values, recording, f"act/{case}/noise")
+        draw: Draw = partial(recorded, recording, f"act/{case}/noise")
         play = binding.players.get(case, lambda agent, s, z: agent.act(s, z))
         actions = play(agent, observations, noise(draw))
         flat = reference.reshape(reference.shape[0], -1)
         yield recording.row(f"actions: {case}", absolute(actions.flatten(1), flat))
-    unknown = set(recording.groups("act")) - {"observations", *binding.acts}
-    for case in sorted(unknown):
-        yield recording.row(f"actions: {case}, not known", float("inf"))
 
 
-def _values(recording: Recording, prefix: str, name: str) -> Tensor:
+def not_known(recording: Recording, quantity: str) -> Comparison:
+    """The failing row of what is recorded and stands for nothing here."""
+    return recording.row(f"{quantity}, not known", float("inf"))
+
+
+def recorded(recording: Recording, prefix: str, name: str) -> Tensor:
+    """One recorded array; whole numbers stay whole."""
     array = recording.array(f"{prefix}/{name}")
     if array.dtype.kind == "i":
         return torch.from_numpy(array).long()
@@ -75,7 +86,7 @@ def _unbound(recording: Recording, binding: Binding) -> float:
         return float("inf")
     errors = [0.0]
     for name in everything.keys() - bound:
-        for update in ("u1", "u2"):
+        for update in _updates(recording):
             gradient = recording.below(f"{update}/f64/grad").get(name)
             after = recording.below(f"{update}/f64/params").get(name)
             if gradient is not None:
@@ -98,11 +109,14 @@ def _compare_loss(
 ) -> Iterator[Comparison]:
     """Intermediate arrays, loss and gradients before the step."""
     prefix = f"{update}/f64"
-    recorded = recording.below(f"{prefix}/mid")
-    if recorded:
+    mids = recording.below(f"{prefix}/mid")
+    for name in mids.keys() - binding.mids.keys():
+        yield not_known(recording, f"intermediates: {name} of {update}")
+    known = [name for name in mids if name in binding.mids]
+    if known:
         errors = [
-            scaled(binding.mids[name](agent, batch, noise), recorded[name])
-            for name in recorded
+            scaled(binding.mids[name](agent, batch, noise), mids[name])
+            for name in known
         ]
         row = recording.row(f"intermediates: {update}", largest(errors))
         if recording.precision == "float32":
@@ -118,6 +132,8 @@ def _compare_loss(
     norm = float(recording.array(f"{prefix}/grad_global_norm"))
     errors = [
         absolute(gradients[name], value.numpy()) / norm
+        if name in gradients  # a net that we do not train has none
+        else float("inf")
         for name, value in reference.items()
     ]
     yield recording.row(f"gradients: {update}", largest(errors))
@@ -169,6 +185,9 @@ def compare_parameters(
     recording: Recording, after: Params, reference: Params, when: str
 ) -> Iterator[Comparison]:
     """Absolute differences, 99 % of the entries and all of them."""
+    if not reference:
+        yield not_known(recording, f"parameters, all: none recorded after {when}")
+        return
     errors = torch.cat(
         [(after[name] - value).abs().flatten() for name, value in reference.items()]
     )
@@ -188,13 +207,10 @@ def _compare_info(
     ours = gradient_info(gradients)
     errors, separate = [], []
     for name, value in recording.scalars(f"{update}/f64/info/").items():
-        source = binding.info.get(name, name)
-        if name in ours:
-            found = ours[name]
-        elif callable(source):
-            found = source(metrics)
-        else:
-            found = float(metrics[source])
+        found = binding.info_value(metrics, name, ours)
+        if found is None:
+            separate.append(not_known(recording, f"info: {name} of {update}"))
+            continue
         error = relative(found, value)
         if recording.precision == "float32" and name in binding.info_float32:
             row = recording.row(f"info: {name} of {update}", error)

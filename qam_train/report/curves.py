@@ -46,6 +46,16 @@ def _curve(
     return True
 
 
+def _dashed(
+    axes: Axes, metrics: Mapping[str, Array], key: str, colour: str, label: str
+) -> None:
+    """A number that a rule sets, as it is."""
+    if key in metrics:
+        axes.plot(
+            metrics["update"], metrics[key], color=colour, linestyle="--", label=label
+        )
+
+
 def _boundary(axes: Axes, place: float, text: str) -> None:
     """Mark where a stage begins."""
     axes.axvline(place, color="#444444", linestyle=":", linewidth=1.2)
@@ -120,21 +130,20 @@ def adjoint_figure(offline: Mapping[str, Array], online: Mapping[str, Array]) ->
 def trust_region_figure(
     offline: Mapping[str, Array], online: Mapping[str, Array]
 ) -> Figure:
-    """Path KL with its budget, and the temperature that holds it there."""
+    """Path KL with its budget; the temperature that holds it there and the multiplier behind it."""
     figure, axes = new_figure(2)
     start = float(np.max(offline["update"])) if len(offline.get("update", ())) else 0.0
     later = {**online, "update": online["update"] + start} if "update" in online else {}
-    panels = (
-        (axes[0], "path KL [nats per action]", "dual/kl_estimate", BLUE),
-        (axes[1], "temperature λ", "dual/lambda", ORANGE),
-    )
-    for panel, title, key, colour in panels:
-        for part in (offline, later):
-            _curve(panel, part, key, colour, "")
-            if panel is axes[0] and "dual/budget" in part:
-                budget = part["dual/budget"]
-                panel.plot(part["update"], budget, color="#444444", linestyle="--")
+    for part, named in ((offline, True), (later, False)):
+        _curve(axes[0], part, "dual/kl_estimate", BLUE, "estimate" if named else "")
+        _curve(axes[1], part, "dual/lambda", VERMILION, "λ" if named else "")
+        _dashed(axes[0], part, "dual/budget", "#444444", "budget" if named else "")
+        name = "multiplier m" if named else ""
+        _dashed(axes[1], part, "dual/multiplier", BLUE, name)
+    titles = ("path KL [nats per action]", "temperature λ, multiplier m")
+    for panel, title in zip(axes, titles, strict=True):
         panel.set_yscale("log")
         titled(panel, title, "updates")
         _boundary(panel, start, "online")
+        panel.legend(loc="best", frameon=False)
     return figure

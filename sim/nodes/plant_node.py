@@ -43,7 +43,8 @@ from sim.pacing import Credit, Pace, PaceConfig, PlantLoop
 from sim.plant import Plant
 from sim.timing import EpisodeLog, PlantTiming
 from sim.wiring import Wiring
-from sim.worlds import Commands, Sensors, World, make_world, world_info
+from sim.world import Commands, Sensors, World
+from sim.worlds import make_world, world_info
 
 DRY_RUN_S = 1.0  # wait this long for publishers of commands
 FLUSH_S = 0.2  # last rewards and events are given this long to be acknowledged

@@ -32,11 +32,12 @@ SIZES = {
     "n_bridge": 5,
     "time_dim": 10,
 }
-NAMES = sorted(
+NAMES = sorted(  # test_other_horizons.py has the sampler, runs stand below
     path.stem
     for path in HERE.glob("*.npz")
     if path.stem not in ("sample_sequence", "trqam_20")
 )
+CASES = {"n4": "n7"}  # recorded acting case -> the one that stands for it here
 
 
 def _noise(name, old, rows, width, rng):
@@ -79,10 +80,15 @@ def _inputs(old, rng):
     for update in ("u1", "u2"):
         for name, value in _batch(settings["agent_name"] == "rql", rng).items():
             arrays[f"{update}/batch/{name}"] = value
-    for prefix in ("u1", "u2", *(f"act/{case}" for case in old.groups("act"))):
-        rows = ACTED if prefix.startswith("act") else ROWS
-        for name, value in old.below(f"{prefix}/noise").items():
-            arrays[f"{prefix}/noise/{name}"] = _noise(name, value, rows, width, rng)
+    for update in ("u1", "u2"):
+        for name, value in old.below(f"{update}/noise").items():
+            arrays[f"{update}/noise/{name}"] = _noise(name, value, ROWS, width, rng)
+    for case in old.groups("act"):
+        ours = CASES.get(case, case)
+        for name, value in old.below(f"act/{case}/noise").items():
+            like = value.repeat(2, axis=1)[:, :7] if case in CASES else value
+            drawn = _noise(name, like, ACTED, width, rng)
+            arrays[f"act/{ours}/noise/{name}"] = drawn
     binding = binding_of(old)
     official = {o: n for n, o in old.bound_names("params0", binding.nets).items()}
     drawn = binding.agent.init(
@@ -99,7 +105,7 @@ def _inputs(old, rng):
 
 def _write_update(recording, binding, agent, old, update, official):
     """What one update gives, as a recording holds it."""
-    values = partial(updates._values, recording)
+    values = partial(updates.recorded, recording)
     batch = binding.batch(partial(values, f"{update}/batch"), recording.settings())
     noise = binding.noise(partial(values, f"{update}/noise"))
     found = {
@@ -117,10 +123,7 @@ def _write_update(recording, binding, agent, old, update, official):
     found["grad_global_norm"] = metrics["grad/global_norm"].numpy()
     of_gradients = updates.gradient_info(gradients)
     for name in old.below(f"{update}/f64/info"):
-        source = binding.info.get(name, name)
-        value = of_gradients.get(name)
-        if value is None:
-            value = source(metrics) if callable(source) else float(metrics[source])
+        value = binding.info_value(metrics, name, of_gradients)
         found[f"info/{name}"] = np.array(value)
     for name, value in agent.parameters.items():
         if not torch.equal(value, before[name]):
@@ -138,14 +141,58 @@ def test_recording_of_other_sizes_is_compared(name, tmp_path):
     agent = binding.build(recording)
     for update in ("u1", "u2"):
         arrays |= _write_update(recording, binding, agent, old, update, official)
-    for case, noise in binding.acts.items():
-        if f"act/{case}/f64/actions" in old:
-            play = binding.players.get(case, lambda agent, s, z: agent.act(s, z))
-            drawn = noise(partial(updates._values, recording, f"act/{case}/noise"))
-            acted = play(agent, recording.tensor("act/observations"), drawn)
-            arrays[f"act/{case}/f64/actions"] = acted.flatten(1).numpy()
+    for case in recording.groups("act")[1:]:
+        noise = binding.acting(case)
+        play = binding.players.get(case, lambda agent, s, z: agent.act(s, z))
+        drawn = noise(partial(updates.recorded, recording, f"act/{case}/noise"))
+        acted = play(agent, recording.tensor("act/observations"), drawn)
+        arrays[f"act/{case}/f64/actions"] = acted.flatten(1).numpy()
     np.savez(path, **arrays)
     for precision in ("float64", "float32"):
         rows = compare(path, precision)
         assert len(rows) >= 15
         assert not [row for row in rows if not row.passed]
+
+
+def _of_update(recording, step, part, name):
+    return updates.recorded(recording, part, name)[step]
+
+
+def _sized_run(path, old, count):
+    """A run of so many updates in the new sizes, its references our own in float64."""
+    rng = np.random.default_rng(count)
+    every = [_inputs(old, rng)[0] for _ in range(count)]
+    arrays = {k: v for k, v in every[0].items() if k[:3] not in ("u1/", "u2/", "act")}
+    for name in (k for k in every[0] if k.startswith("u1/")):
+        arrays[name.removeprefix("u1/")] = np.stack([one[name] for one in every])
+    np.savez(path, **arrays)
+    recording = Recording(path, "float64")
+    binding = binding_of(recording)
+    official = {o: n for n, o in old.bound_names("params0", binding.nets).items()}
+    agent = binding.build(recording, "batch")
+    info = {name: [] for name in old.below("u1/f64/info") if name[:5] != "grad/"}
+    for step in range(count):
+        one = partial(_of_update, recording, step)
+        batch = binding.batch(partial(one, "batch"), recording.settings())
+        noise = binding.noise(partial(one, "noise"))
+        metrics = agent.update(batch, noise)
+        for name, values in info.items():
+            values.append(binding.info_value(metrics, name, {}))
+    arrays |= {f"f64/info/{name}": np.array(values) for name, values in info.items()}
+    for name, value in agent.parameters.items():
+        after = value.detach().numpy().copy()
+        arrays[f"f64/params_after_{count}/{official[name]}"] = after
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("count", "name"), [(3, "trqam"), (33, "trqam"), (9, "sqam"), (5, "dcgql_dac")]
+)
+def test_run_of_other_length_and_sizes_is_compared(tmp_path, count, name):
+    path = tmp_path / f"{name}_{count}.npz"
+    _sized_run(path, Recording(HERE / f"{name}.npz", "float64"), count)
+    for precision in ("float64", "float32"):
+        rows = compare(path, precision)
+        assert not [row for row in rows if not row.passed]
+        last = f"parameters, all: after {count} updates"
+        assert last in {row.quantity for row in rows}

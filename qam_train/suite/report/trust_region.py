@@ -17,6 +17,8 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from qam_train.agents.bam import BAMConfig
+from qam_train.config import MethodConfig
 from qam_train.metrics import STEP, read_metrics
 from qam_train.report.style import BLUE, ORANGE, VERMILION, new_grid
 from qam_train.suite.report.labels import label
@@ -25,8 +27,9 @@ from qam_train.suite.report.run import OFFLINE, ONLINE, Cell, Run, Task
 from qam_train.suite.report.scores import Scores
 from qam_train.suite.report.statistics import Array
 
-ESTIMATE, AVERAGE = "dual/kl_estimate", "dual/kl_average"
-BUDGET, LAMBDA = "dual/budget", "dual/lambda"
+ESTIMATE, INNER, AVERAGE = "dual/kl_estimate", "dual/kl_inner", "dual/kl_average"
+BUDGET, LAMBDA, MULTIPLIER = "dual/budget", "dual/lambda", "dual/multiplier"
+KL = frozenset({ESTIMATE, INNER})
 LIMIT = 400  # points of one line; more are thinned
 
 
@@ -36,11 +39,16 @@ class Trace:
 
     Args:
         place: (P,) steps on the axis of the evaluations.
-        values: metric name to (P,); NaN where a row lacks it. Lambda of a fixed temperature is 1/tau.
+        values: metric name to (P,); NaN where a row lacks it. Lambda of a fixed temperature is what
+            fixed_temperature says.
+        kl: metric that the path KL is read from: without the last step where no other is logged.
+        fixed: how lambda follows from tau, where it is fixed; else empty.
     """
 
     place: Array
     values: dict[str, Array]
+    kl: str = ESTIMATE
+    fixed: str = ""
 
 
 def read_trace(cell: Cell, start: int) -> Trace | None:
@@ -53,19 +61,34 @@ def read_trace(cell: Cell, start: int) -> Trace | None:
     rows = [
         row
         for row in read_metrics(cell.path / "metrics.jsonl")
-        if row.get("stage") in (OFFLINE, ONLINE) and ESTIMATE in row
+        if row.get("stage") in (OFFLINE, ONLINE) and not row.keys().isdisjoint(KL)
     ]
     if not rows:
         return None
     rows = rows[:: -(-len(rows) // LIMIT)]
-    names = (ESTIMATE, AVERAGE, BUDGET, LAMBDA)
+    names = (ESTIMATE, INNER, AVERAGE, BUDGET, LAMBDA, MULTIPLIER)
     shift = start - cell.config.offline_updates
     place = [row[STEP] + shift * (row["stage"] == ONLINE) for row in rows]
     values = {name: np.array([_number(row, name) for row in rows]) for name in names}
-    tau = getattr(cell.config.agent, "tau", 0.0)
-    if tau > 0.0 and not np.isfinite(values[LAMBDA]).any():
-        values[LAMBDA] = np.full(len(rows), 1.0 / tau)
-    return Trace(np.array(place, dtype=np.float64), values)
+    fixed = ""
+    if not np.isfinite(values[LAMBDA]).any():
+        number, fixed = fixed_temperature(cell.config.agent)
+        values[LAMBDA] = np.full(len(rows), number)
+    kl = ESTIMATE if any(ESTIMATE in row for row in rows) else INNER
+    return Trace(np.array(place, dtype=np.float64), values, kl, fixed)
+
+
+def fixed_temperature(agent: MethodConfig) -> tuple[float, str]:
+    """Lambda with which lambda * path KL - Q is what a method without a trust region minimises.
+
+    1 / tau; n / tau in BAM, whose cost has no step size; NaN where there is no tau.
+    """
+    tau = float(getattr(agent, "tau", 0.0))
+    if tau <= 0.0:
+        return float("nan"), ""
+    if isinstance(agent, BAMConfig):
+        return agent.flow_steps / tau, "fixed: n/τ"
+    return 1.0 / tau, "fixed: 1/τ"
 
 
 def _number(row: dict[str, Any], name: str) -> float:
@@ -88,7 +111,7 @@ def traces(run: Run, tasks: Sequence[Task], start: int) -> dict[str, list[Trace]
 
 
 def trust_region_figure(scores: Scores, tasks: Sequence[Task]) -> Figure | None:
-    """Path KL with its budget (above) and lambda (below) on the tasks of a domain; a column per method.
+    """Path KL with its budget (above), lambda and multiplier (below) on a domain; a column per method.
 
     None where no method logs a path KL.
     """
@@ -115,7 +138,7 @@ def trust_region_figure(scores: Scores, tasks: Sequence[Task]) -> Figure | None:
     _same_scale(axes[:columns])
     _same_scale(axes[columns:])
     axes[0].set_ylabel("path KL per period [nats]")
-    axes[columns].set_ylabel("temperature λ")
+    axes[columns].set_ylabel("λ, multiplier m")
     figure.supxlabel("offline updates, then environment steps online", fontsize=10)
     handles, labels = axes[_most_lines(axes[:columns])].get_legend_handles_labels()
     figure.legend(
@@ -144,12 +167,16 @@ def _plain_log(panel: Axes) -> None:
 
 def _kl_panel(panel: Axes, many: Sequence[Trace]) -> None:
     _plain_log(panel)
+    if many[0].kl == INNER:
+        panel.set_title(
+            "without the last step", loc="right", fontsize=9, color="#444444"
+        )
     followed = any(np.isfinite(trace.values[AVERAGE]).any() for trace in many)
     for number, trace in enumerate(many):
         first = number == 0
         panel.plot(
             trace.place,
-            trace.values[ESTIMATE],
+            trace.values[trace.kl],
             color=ORANGE,
             alpha=0.4 if followed else 0.8,
             linewidth=0.7 if followed else 1.0,
@@ -176,12 +203,27 @@ def _kl_panel(panel: Axes, many: Sequence[Trace]) -> None:
 
 
 def _lambda_panel(panel: Axes, many: Sequence[Trace]) -> None:
-    """Lambda, or 1 / tau where the temperature is fixed: the same loss up to a factor."""
+    """Lambda and the multiplier that the rule moves; a fixed temperature: the same loss up to a factor."""
     _plain_log(panel)
+    lines = (
+        (LAMBDA, "λ", VERMILION, "-"),
+        (MULTIPLIER, "multiplier m", BLUE, "--"),
+    )
     for trace in many:
-        panel.plot(trace.place, trace.values[LAMBDA], color=VERMILION, linewidth=1.3)
-    if not np.isfinite(many[0].values[AVERAGE]).any():
-        panel.set_title("fixed: 1/τ", loc="right", fontsize=9, color="#444444")
+        for metric, name, colour, style in lines:
+            if np.isfinite(trace.values[metric]).any():
+                panel.plot(
+                    trace.place,
+                    trace.values[metric],
+                    color=colour,
+                    linestyle=style,
+                    linewidth=1.3,
+                    label=name if trace is many[0] else None,
+                )
+    if many[0].fixed:
+        panel.set_title(many[0].fixed, loc="right", fontsize=9, color="#444444")
+    elif panel.lines:
+        panel.legend(loc="best", frameon=False, fontsize=8.5)
 
 
 def _same_scale(axes: Sequence[Axes]) -> None:

@@ -11,7 +11,8 @@ from qam_ros.contract.interface import (
     physical_action,
     target_value,
 )
-from sim.worlds import Commands, Sensors, World, make_world
+from sim.world import Commands, Sensors, World
+from sim.worlds import make_world
 
 Drive = Callable[[RobotInterface, Sensors, np.ndarray], Commands]
 

@@ -14,7 +14,8 @@ from sim.ant_frame import (
     quarter_turns,
     upright,
 )
-from sim.worlds import World, make_world
+from sim.world import World
+from sim.worlds import make_world
 
 HIPS = np.array([0.1, -0.2, 0.3, 0.05])
 BENDS = np.array([0.9, 0.7, 1.1, 0.8])

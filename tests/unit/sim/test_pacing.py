@@ -8,7 +8,7 @@ from qam_ros.contract.transition import EpisodeKind
 from sim.pacing import HEARTBEAT_TIMEOUT_S, Credit, PaceConfig, PlantLoop
 from sim.plant import Plant
 from sim.timing import EpisodeLog, PlantTiming
-from sim.worlds import StepResult
+from sim.world import StepResult
 
 PERIOD_S = 0.05
 PERIOD_NS = 50_000_000

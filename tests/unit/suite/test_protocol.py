@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shipped protocols: every method on every domain, the published numbers, and mistakes in words."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -22,6 +23,52 @@ NAVIGATION = {"antmaze-large", "antmaze-giant", "humanoidmaze-medium", "humanoid
 @pytest.fixture(scope="module")
 def p_qam() -> Protocol:
     return load_protocol("p_qam")
+
+
+# Per-domain settings of the QAM release (experiments/reproduce.py), and RQL's (hyperparameters.sh): method, its
+# settings, and a row of values per domain. QAM-E and QAM-F: a 0 of the head, here None, is plain QAM.
+ORDER = (
+    "puzzle-3x3", "scene", "cube-double", "antmaze-large", "humanoidmaze-medium",
+    "cube-triple", "cube-quadruple", "puzzle-4x4", "antmaze-giant", "humanoidmaze-large",
+)  # fmt: skip
+RELEASED: dict[str, tuple[str, list[tuple[float | None, ...]]]] = {
+    "qam": ("tau", [(3,), (1,), (1,), (10,), (3,), (3,), (1,), (30,), (3,), (3,)]),
+    "qam_onestep": ("tau distill", [(3, None), (1, 300), (1, None), (3, 30), (1, 30),
+                                    (10, 300), (.3, 30), (3, 3), (3, 30), (.3, 30)]),
+    "qam_edit": ("tau edit.scale", [(1, .1), (1, None), (1, None), (1, .1), (3, .1),
+                                    (3, .1), (3, .1), (.1, .9), (10, .1), (3, .1)]),
+    "fql": ("distill", [(300,), (300,), (300,), (3,), (30,), (30,), (100,), (1,), (3,), (30,)]),
+    "fedit": ("edit.scale", [(.2,), (.2,), (.2,), (.2,), (.5,), (.3,), (.4,), (.8,), (.3,), (.1,)]),
+    "dsrl": ("noise_scale", [(1,), (.4,), (1,), (.8,), (.6,), (1.4,), (1.4,), (1,), (1.2,), (.8,)]),
+    "ifql": ("kappa", [(.95,), (.9,), (.9,), (.9,), (.7,), (.95,), (.95,), (.9,), (.8,), (.8,)]),
+    "fawac": ("tau", [(.8,), (6.4,), (.8,), (6.4,), (6.4,), (.8,), (.8,), (.8,), (.8,), (.8,)]),
+    "fbrac": ("alpha", [(.03,), (100,), (.1,), (.1,), (30,), (.03,), (1,), (.3,), (.1,), (10,)]),
+    "bam": ("tau", [(10,), (10,), (10,), (30,), (10,), (30,), (10,), (30,), (30,), (30,)]),
+    "rebrac": ("alpha noise", [(.1, 0), (.03, 0), (.01, 0), (.01, 0), (.01, 0),
+                               (.01, .2), (.01, .2), (.01, .2), (.01, 0), (.01, .1)]),
+    "cgql": ("tau guidance", [(10, .1), (10, .1), (10, .01), (10, .1), (10, .01),
+                              (10, .1), (10, .1), (10, .1), (10, .1), (10, .01)]),
+    "cgql_m": ("tau guidance noisy", [
+        (10, .1, .1), (10, .1, .1), (10, .01, .001), (10, .1, .1), (10, .1, .1),
+        (10, .1, .001), (10, .01, .1), (10, 1, .001), (10, .1, .001), (10, .1, .1)]),
+    "cgql_l": ("tau guidance noisy", [
+        (10, .1, .001), (10, .1, .1), (10, .01, .001), (10, .1, .001), (10, .1, .1),
+        (10, .1, .001), (10, .01, .1), (10, 1, .001), (10, .1, .001), (10, .1, .1)]),
+    "qsm": ("tau alpha", [(10, 30), (3, 30), (1, 10), (10, 10), (10, 30),
+                          (10, 10), (1, 10), (10, 1), (10, 10), (10, 30)]),
+    "dac": ("alpha", [(1,), (1,), (3,), (.3,), (1,), (.3,), (1,), (1,), (.3,), (.3,)]),
+    # tuned to .01, .3, .1, 0, .03, 0, 0, 0, .01, 0, which the released script never passes on
+    "rlpd": ("behaviour", [(0,)] * 10),
+    "rql": ("alpha kappa", [(1, .7), (3, .7), (10, .9), (.1, .5), (.3, .5),
+                            (1, .9), (1, .7), (1, .9), (.1, .5), (.3, .5)]),
+}  # fmt: skip
+# not published on this protocol: budgets and penalty as recommended for P-TR
+RECOMMENDED: dict[str, tuple[str, list[tuple[float | None, ...]]]] = {
+    "trqam": ("dual.budget", [(3,) if d == "puzzle-4x4" else (.5,) for d in ORDER]),
+    "sqam": ("dual.budget penalty",
+             [(3 if d == "puzzle-4x4" else .5, 0 if d == "cube-double" else .3) for d in ORDER]),
+}  # fmt: skip
+CLIPPED = {"qam", "qam_edit", "qam_onestep", "trqam", "sqam", "bam", "qsm", "dac"}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +130,50 @@ def test_p_qam_holds_the_released_numbers(
     assert {key: getattr(agent, key) for key in expected} == expected
     assert agent.critics == 10
     assert agent.actor.widths == agent.critic.widths == (512,) * 4
+
+
+def test_the_tables_hold_every_method_on_every_domain(p_qam: Protocol) -> None:
+    tables = RELEASED | RECOMMENDED
+    assert set(tables) == TWENTY
+    assert set(ORDER) == set(p_qam.domains)
+    assert all(len(rows) == len(ORDER) for _, rows in tables.values())
+
+
+@pytest.mark.parametrize("method", sorted(RELEASED | RECOMMENDED))
+def test_p_qam_holds_the_whole_table_of_a_method(p_qam: Protocol, method: str) -> None:
+    settings, rows = (RELEASED | RECOMMENDED)[method]
+    for domain, row in zip(ORDER, rows, strict=True):
+        agent = p_qam.cell(method, domain, 1, 10001).agent
+        for setting, expected in zip(settings.split(), row, strict=True):
+            if expected is None:
+                assert type(agent) is AgentConfig, domain
+                continue
+            found = functools.reduce(getattr, setting.split("."), agent)
+            assert found == expected, (domain, setting)
+
+
+@pytest.mark.parametrize("domain", ORDER)
+def test_p_qam_holds_the_common_numbers_of_every_method(
+    p_qam: Protocol, domain: str
+) -> None:
+    for method in TWENTY:
+        cell = p_qam.cell(method, domain, 1, 10001)
+        agent = cell.agent
+        slow = domain in {"antmaze-giant", "humanoidmaze-medium", "humanoidmaze-large"}
+        assert agent.discount == (0.995 if slow else 0.99), method
+        assert agent.rho == (0.0 if domain.startswith("humanoid") else 0.5), method
+        assert agent.clip_norm == (1.0 if method in CLIPPED else float("inf")), method
+        assert (agent.critics, agent.batch_size, agent.lr) == (10, 256, 3e-4), method
+        assert agent.ema == 0.005, method
+        assert agent.actor.widths == agent.critic.widths == (512,) * 4, method
+        assert (agent.actor.layer_norm, agent.critic.layer_norm) == (False, True), (
+            method
+        )
+        assert getattr(agent, "flow_steps", 10) == 10, method
+        assert getattr(agent, "diffusion_steps", 10) == 10, method
+        best_of = 32 if method == "ifql" else 1
+        assert getattr(agent, "best_of", 1) == best_of, method
+        assert (cell.behaviour_updates, cell.online_steps) == (0, 500_000), method
 
 
 def test_p_qam_edits_by_the_released_scale(p_qam: Protocol) -> None:

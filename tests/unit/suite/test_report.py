@@ -241,8 +241,8 @@ def log_trust_region(path: Path, budget: float) -> None:
     with MetricsWriter(path) as writer:
         writer.write(10, {"stage": "behaviour", "flow/loss": 1.0})
         for step in (100, 200):
-            names = ("kl_estimate", "kl_average", "budget", "lambda")
-            values = (0.4 * step, 0.3 * step, budget, 2.0 * step)
+            names = ("kl_estimate", "kl_average", "budget", "lambda", "multiplier")
+            values = (0.4 * step, 0.3 * step, budget, 2.0 * step, 0.7 * step)
             pairs = zip(names, values, strict=True)
             row = {f"dual/{name}": value for name, value in pairs}
             writer.write(step, {"stage": OFFLINE, **row})
@@ -276,6 +276,44 @@ def test_the_legend_over_few_methods_fits_into_the_figure(out: Path) -> None:
             c for c in only_run(out).of("qam", ("scene", 1)) if c.config.seed == 1
         ]
         log_trust_region(qam.path, budget=0.5)
+
+
+def test_the_multiplier_is_drawn_dashed_beside_lambda_and_both_are_named(
+    out: Path,
+) -> None:
+    (cell,) = [c for c in only_run(out).of("trqam", ("scene", 1)) if c.done]
+    log_trust_region(cell.path, budget=0.5)
+    figure = trust_region_figure(scores_of(out), [("scene", 1)])
+    assert figure is not None
+    below = figure.axes[1]
+    legend = below.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["λ", "multiplier m"]
+    drawn = {str(line.get_label()): line for line in below.lines}
+    first_two = [list(np.asarray(line.get_ydata())[:2]) for line in below.lines[:2]]
+    assert first_two == [[200.0, 400.0], [pytest.approx(70.0), pytest.approx(140.0)]]
+    assert drawn["λ"].get_linestyle() == "-"
+    assert drawn["multiplier m"].get_linestyle() == "--"
+    assert drawn["λ"].get_color() != drawn["multiplier m"].get_color()
+    assert below.get_ylabel() == "λ, multiplier m"
+
+
+def test_bam_is_drawn_without_the_last_step_and_at_its_own_temperature(
+    out: Path,
+) -> None:
+    path = put(out, cell_of("bam", "scene", 1, 1), whole(0.5, 0.9))
+    with MetricsWriter(path) as writer:
+        for step in (100, 200):
+            writer.write(step, {"stage": OFFLINE, "dual/kl_inner": 0.01 * step})
+    (cell,) = only_run(out).of("bam", ("scene", 1))
+    trace = read_trace(cell, 200)
+    assert trace is not None
+    assert trace.values[trace.kl].tolist() == [1.0, 2.0]
+    assert trace.values["dual/lambda"].tolist() == [1.0, 1.0]  # n / tau, both 10
+    figure = trust_region_figure(scores_of(out), [("scene", 1)])
+    assert figure is not None
+    titles = [panel.get_title(loc="right") for panel in figure.axes]
+    assert titles == ["without the last step", "fixed: n/τ"]
 
 
 def test_a_fixed_temperature_is_drawn_as_one_over_tau(out: Path) -> None:
