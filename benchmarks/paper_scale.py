@@ -34,10 +34,11 @@ from qam_train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from qam_train.offline_trainer import OfflineTrainer
+from qam_train.offline_trainer import OFFLINE, OfflineTrainer
 from qam_train.suite.cell import offline_config
 from qam_train.suite.cell_config import CellConfig
 from qam_train.suite.data import dataset_files, load
+from qam_train.finite import check_parameters
 from qam_train.suite.folder import read_json, write_json
 from qam_train.suite.hardware import find_device, numerics
 from qam_train.suite.protocol import load_protocol
@@ -88,6 +89,7 @@ class Task:
         """Write a checkpoint; older ones stay where they are evaluated."""
         path = checkpoint_path(self.checkpoints, self.trainer.updates)
         with self.turn():
+            check_parameters(self.trainer.agent, OFFLINE, self.trainer.updates)
             write_checkpoint(path, *self.trainer.checkpoint())
         for older in checkpoints(self.checkpoints)[:-1]:
             if not self.is_due(step_of(older)):

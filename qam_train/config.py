@@ -8,6 +8,7 @@ runs is decided by the class that reads the settings, never by a setting.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import types
 import typing
@@ -21,6 +22,7 @@ import yaml
 from qam_ros.contract.errors import ConfigError, nearest
 
 T = TypeVar("T")
+BOUNDS = ("clip_norm", "action_clip", "noise_clip")  # .inf switches them off
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class MethodConfig:
     )
 
     def __post_init__(self) -> None:
+        require_finite(self)
         for name in ("chunk", "batch_size", "critics"):
             require_positive(self, name)
         require(
@@ -180,6 +183,7 @@ class StageConfig:
     lr_end: float = 3e-4
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require(self.updates >= 0, "updates", "a number >= 0", self.updates)
         require(
             min(self.lr_start, self.lr_end) >= 0.0,
@@ -209,6 +213,17 @@ def require_positive(config: Any, name: str) -> None:
     require(
         getattr(config, name) >= 1, name, "a positive number", getattr(config, name)
     )
+
+
+def require_finite(config: Any, prefix: str = "") -> None:
+    """Refuse NaN and infinity in settings and those inside them; BOUNDS may be infinite."""
+    for item in dataclasses.fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
+        if dataclasses.is_dataclass(value):
+            require_finite(value, f"{name}.")
+        elif isinstance(value, float):
+            fine = math.isfinite(value) or (item.name in BOUNDS and value == math.inf)
+            require(fine, name, "a finite number", value)
 
 
 def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:

@@ -48,6 +48,7 @@ from qam_train.config import save_config
 from qam_train.data.dataset import FlatDataset
 from qam_train.data.stream_replay import Rows
 from qam_train.deployed import like_artifact, policy_chunks, policy_weights
+from qam_train.finite import check_parameters
 from qam_train.learner_config import LearnerConfig
 from qam_train.metrics import MetricsWriter
 from qam_train.online_trainer import OnlineTrainer
@@ -241,7 +242,11 @@ class LearnerCore:
 
         Args:
             extra: more metadata, JSON values.
+
+        Raises:
+            NonFiniteError: a parameter is not finite; the last checkpoint stays.
         """
+        check_parameters(self.trainer.agent, "online", self.trainer.updates)
         tensors, metadata = self.trainer.checkpoint()
         directory = self.run_dir / "checkpoints"
         path = checkpoint_path(directory, self.trainer.updates)
@@ -252,10 +257,12 @@ class LearnerCore:
 
     def close(self, *, save: bool = True) -> None:
         """Close the files; save writes a checkpoint first (not after training broke)."""
-        if save:
-            self.checkpoint()
-        self._metrics.close()
-        self.store.close()
+        try:
+            if save:
+                self.checkpoint()
+        finally:
+            self._metrics.close()
+            self.store.close()
 
     def _after_update(self, metrics: Mapping[str, Tensor]) -> None:
         config, updates = self.config, self.trainer.updates

@@ -30,6 +30,7 @@ from qam_train.checkpoint import (
 )
 from qam_train.config import save_config
 from qam_train.data.dataset import FlatDataset
+from qam_train.finite import check_parameters
 from qam_train.loops.progress import StageProgress
 from qam_train.metrics import MetricsWriter
 from qam_train.offline_config import OfflineConfig
@@ -153,6 +154,7 @@ def _train_stage(run: _Run, name: str) -> None:
 
 def _save(run: _Run) -> None:
     trainer = run.trainer
+    check_parameters(trainer.agent, trainer.stage, trainer.updates)
     tensors, metadata = trainer.checkpoint()
     path = checkpoint_path(run.checkpoints, trainer.updates)
     write_checkpoint(path, tensors, {**run.provenance, **metadata})
@@ -161,6 +163,8 @@ def _save(run: _Run) -> None:
 
 def _save_behaviour(run: _Run) -> None:
     """Before the checkpoint after the stage, which does not hold the clone."""
+    assert run.trainer.behaviour is not None
+    check_parameters(run.trainer.behaviour, BEHAVIOUR, run.trainer.updates)
     tensors, metadata = run.trainer.behaviour_checkpoint()
     write_checkpoint(run.behaviour_path, tensors, {**run.provenance, **metadata})
 

@@ -22,6 +22,7 @@ from qam_train.checkpoint import (
     write_checkpoint,
 )
 from qam_train.config import to_mapping
+from qam_train.finite import check_parameters
 from qam_train.offline_config import clone_settings
 from qam_train.offline_trainer import BEHAVIOUR, OfflineTrainer
 from qam_train.suite.cell_config import CellConfig
@@ -51,7 +52,7 @@ def clone_behaviour(
         advance: called with the number of updates done.
 
     Raises:
-        NonFiniteError: cloning diverged.
+        NonFiniteError: cloning diverged; the last checkpoint is kept.
         CheckpointError: the stored clone is damaged.
     """
     device = trainer.dataset.rewards.device.type
@@ -109,9 +110,12 @@ def _clone(
         trainer.update(min(count, data.serves(following)))
         advance(trainer.updates)
         if trainer.updates % config.evaluate_every == 0 and trainer.stage == BEHAVIOUR:
+            check_parameters(trainer.agent, BEHAVIOUR, trainer.updates)
             path = checkpoint_path(checkpoints, trainer.updates)
             write_checkpoint(path, *trainer.checkpoint())
             remove_old(checkpoints, 1)
+    assert trainer.behaviour is not None
+    check_parameters(trainer.behaviour, BEHAVIOUR, trainer.updates)
     write_checkpoint(folder / CLONE, *trainer.behaviour_checkpoint())
     for path in checkpoints.glob("checkpoint-*.safetensors"):
         path.unlink()

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from qam_ros.contract.errors import ConfigError, DatasetError, QamError
+from qam_train.agents.adjoint_family import AdjointAgent
 from qam_train.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -27,6 +28,7 @@ from qam_train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from qam_train.finite import check_parameters
 from qam_train.offline_config import OfflineConfig
 from qam_train.offline_trainer import OFFLINE, OfflineTrainer
 from qam_train.restore import Agent, restore_agent
@@ -116,9 +118,11 @@ class _Cell:
     def run(self) -> dict[str, Any]:
         """All phases."""
         self.folder.write_evaluations(self.rows)
-        with self.reporter:
-            config = self.config
-            self.data = CellData(config, self.settings.data, self.device)
+        config = self.config
+        with (
+            self.reporter,
+            CellData(config, self.settings.data, self.device) as self.data,
+        ):
             gpu = self.device.type == "cuda"
             default = GPU_ENVIRONMENTS if gpu else CPU_ENVIRONMENTS
             self.rollouts = Rollouts(
@@ -141,7 +145,7 @@ class _Cell:
             return self._finish()
 
     def _check_data(self) -> None:
-        found = self.data.at(0).observation_size
+        found = self.data.observation_size
         expected = self.rollouts.observation_size
         if found != expected:
             raise DatasetError(
@@ -152,9 +156,11 @@ class _Cell:
             return
         before = self.held.metadata["dataset_hash"]
         if before != self.data.sha256:
+            first, *more = self.data.files
+            where = f"{first.parent}: all {len(more) + 1} files" if more else f"{first}"
             raise DatasetError(
-                f"{self.data.files[0]}: sha256 of its rows is {self.data.sha256}, the cell began with "
-                f"{before}; bring that dataset back, or remove {self.folder.path}"
+                f"{where}: sha256 of the rows is {self.data.sha256}, the cell began with {before}; bring "
+                f"that dataset back, or remove {self.folder.path}"
             )
 
     def _offline(self) -> Agent:
@@ -184,6 +190,7 @@ class _Cell:
             reporter.log(done, metrics, trainer.learning_rate)
             reporter.advance(done)
             if done % config.evaluate_every == 0 or trainer.complete:
+                check_parameters(trainer.agent, OFFLINE, done)
                 self._evaluate(trainer.agent, done, done, OFFLINE)
                 self._save(done, OFFLINE, *trainer.checkpoint())
         return trainer.agent
@@ -201,6 +208,7 @@ class _Cell:
             reporter.log(done, metrics, config.offline_lr_end)
             reporter.advance(done)
             if done % config.evaluate_every == 0 or phase.complete:
+                check_parameters(agent, ONLINE, done)
                 self._evaluate(agent, done, first + done, ONLINE)
                 self._save(first + done, ONLINE, *phase.checkpoint())
 
@@ -276,13 +284,26 @@ def check_settings(config: CellConfig) -> None:
     """Refuse settings of which training would complain later.
 
     Raises:
-        ConfigError: a stage that the method does not have, or a world that is not known here.
+        ConfigError: a stage that the method does not have, a world that is not known here, or an
+            online budget that its trust region cannot aim at.
     """
     try:
         offline_config(config)
         split_name(config.world, config.task)
+        _check_budget(config)
     except ConfigError as error:
         raise ConfigError(f"{config.method} on {config.domain}: {error}") from error
+
+
+def _check_budget(config: CellConfig) -> None:
+    """Aim at the online budget, which training does only after the whole offline phase."""
+    kind = config.trains.agent
+    if config.online_budget is None or not issubclass(kind, AdjointAgent):
+        return
+    try:
+        kind.parts.temperature.aimed_at(config.agent, config.online_budget)
+    except ConfigError as error:
+        raise ConfigError(f"online_budget: {error}") from error
 
 
 def _reason(error: QamError, folder: CellFolder) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from qam_train.config import (
     StageConfig,
     from_mapping,
     require,
+    require_finite,
     to_mapping,
 )
 
 TASKS = (1, 2, 3, 4, 5)
+ACTION_BOUND = 1.0 - 1e-5  # official code: where a tanh can still reach
 RATES = (
     "behaviour_lr_start",
     "behaviour_lr_end",
@@ -44,18 +46,27 @@ class DataConfig:
         sparse: rewards other than 0 become -1, in the data and online.
         files: number of files; above 1: a folder of files 000, 001, ..., each a dataset.
         replace_every: updates on one file before the next takes its place.
+        clip: actions of the data are clipped to +-clip; None: used as they are (official code, for
+            sets of many files).
     """
 
     dataset: str
     sparse: bool = False
     files: int = 1
     replace_every: int = 1000
+    clip: float | None = ACTION_BOUND
 
     def __post_init__(self) -> None:
         require(bool(self.dataset), "dataset", "a name", self.dataset)
         for name in ("files", "replace_every"):
             value = getattr(self, name)
             require(value >= 1, name, "a positive number", value)
+        require(
+            self.clip is None or 0.0 < self.clip <= 1.0,
+            "clip",
+            "nothing, or a number in (0, 1]",
+            self.clip,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class CellConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require(self.task in TASKS, "task", "1 to 5", self.task)
         kind = self.trains.config
         require(
@@ -144,14 +156,18 @@ class CellConfig:
                 getattr(self, name) >= 0, name, "a number >= 0", getattr(self, name)
             )
         require(self.utd > 0.0, "utd", "a positive number", self.utd)
-        for name, upper in (("online_fraction", 1.0), ("online_budget", float("inf"))):
-            value = getattr(self, name)
-            require(
-                value is None or 0.0 <= value <= upper,
-                name,
-                f"nothing, or a number in [0, {upper}]",
-                value,
-            )
+        require(
+            self.online_fraction is None or 0.0 <= self.online_fraction <= 1.0,
+            "online_fraction",
+            "nothing, or a number in [0, 1]",
+            self.online_fraction,
+        )
+        require(
+            self.online_budget is None or self.online_budget > 0.0,
+            "online_budget",
+            "nothing, or a positive number",
+            self.online_budget,
+        )
         require(
             self.online_budget is None or hasattr(self.agent, "dual"),
             "online_budget",

@@ -18,27 +18,28 @@ from qam_ros.contract.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from qam_train.suite.matrix import Pool
 
-GPU_WORKERS = 4  # cells that share a GPU unless --workers says otherwise
+ALL = "all"  # in place of a list: what is left out
 
 
 @dataclass(frozen=True)
 class RunArguments:
     """Run a matrix of cells: methods x domains x tasks x seeds of a protocol.
 
-    Lists are given as "qam fql" or "qam,fql", numbers also as "0-11"; left out: all of the protocol.
+    Lists are given as "qam fql" or "qam,fql", numbers also as "0-11"; left out or "all": all of the
+    protocol.
     The same command continues what was interrupted, and skips what is done.
     """
 
     protocol: str
     """Name of a shipped protocol (p_qam, p_tr, small) or path of a .yaml file."""
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] = (ALL,)
     """Methods."""
-    domains: tuple[str, ...] = ()
+    domains: tuple[str, ...] = (ALL,)
     """Domains."""
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = (ALL,)
     """Tasks, 1 to 5."""
-    seeds: tuple[str, ...] = ()
-    """Seeds; left out: the published ones."""
+    seeds: tuple[str, ...] = (ALL,)
+    """Seeds; "all": the published ones."""
     steps: int | None = None
     """Offline updates in place of the protocol's; a method without an offline phase keeps none."""
     online_steps: int | None = None
@@ -53,7 +54,8 @@ class RunArguments:
     """Cells at the same time, on each GPU where there are any; 0: as many as there are cores, 4 on a
     GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where cells run; auto: on all GPUs where there is one, else on the CPU."""
+    """Where cells run; auto: on all GPUs where there is one (of this machine; with --ray, of the
+    cluster), else on the CPU."""
     environments: int = 0
     """Worlds that an evaluation steps at once; 0: ten on a GPU, four on a CPU."""
     ray: str | None = None
@@ -101,8 +103,8 @@ def run(argv: Sequence[str]) -> int:
 
     protocol = load_protocol(arguments.protocol)
     selection = Selection(
-        names(arguments.methods),
-        names(arguments.domains),
+        names("--methods", arguments.methods),
+        names("--domains", arguments.domains),
         numbers("--tasks", arguments.tasks),
         numbers("--seeds", arguments.seeds),
     )
@@ -160,26 +162,50 @@ def report(argv: Sequence[str]) -> int:
     return write_report(argv)
 
 
-def names(items: Sequence[str]) -> tuple[str, ...]:
-    """Names of a list that may be separated by commas."""
-    return tuple(part for item in items for part in item.split(",") if part)
+def names(option: str, items: Sequence[str]) -> tuple[str, ...]:
+    """Names of a list such as "qam,fql rlpd"; empty for "all", as Selection takes it.
+
+    Raises:
+        ConfigError: a list was given that holds nothing; names the option.
+    """
+    found = _parts(option, items, "one or more names like qam,fql")
+    return () if found == (ALL,) else found
 
 
 def numbers(option: str, items: Sequence[str]) -> tuple[int, ...]:
-    """Numbers of a list such as "0 2,5 7-9".
+    """Numbers of a list such as "0 2,5 7-9"; empty for "all", as Selection takes it.
 
     Raises:
-        ConfigError: not a number or range; names the option.
+        ConfigError: nothing in it, not a number, or a range that runs backwards; names the option.
     """
+    parts = _parts(option, items, "one or more whole numbers or ranges like 0-11")
+    if parts == (ALL,):
+        return ()
     found: list[int] = []
-    for part in names(items):
+    for part in parts:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ConfigError(
                 f"{option}: expected whole numbers or ranges like 0-11, got '{part}'"
             )
+        if dash and int(last) < int(first):
+            raise ConfigError(
+                f"{option}: expected the smaller number of a range first, got '{part}'; did you mean "
+                f"'{last}-{first}'?"
+            )
         found += range(int(first), int(last if dash else first) + 1)
     return tuple(found)
+
+
+def _parts(option: str, items: Sequence[str], expected: str) -> tuple[str, ...]:
+    """Entries of a list that may be separated by commas."""
+    found = tuple(part for item in items for part in item.split(",") if part)
+    if not found:
+        got = f"'{' '.join(items)}'" if items else "nothing"
+        raise ConfigError(
+            f"{option}: expected {expected}, got {got}; leave {option} out for all"
+        )
+    return found
 
 
 def make_pool(arguments: RunArguments) -> Pool:
@@ -198,17 +224,14 @@ def make_pool(arguments: RunArguments) -> Pool:
     settings = RunSettings(
         arguments.out, arguments.data, arguments.device, arguments.environments
     )
-    device = find_device(arguments.device)
-    gpu = device.type == "cuda"
-    cores = os.cpu_count() or 1
-    if arguments.ray is not None:
+    if arguments.ray is not None:  # Ray's machines have the GPUs, not this one
         from qam_train.suite.ray_pool import RayPool
 
-        share = 1.0 / (arguments.workers or GPU_WORKERS) if gpu else 0.0
-        return RayPool(arguments.ray, arguments.workers, settings, share)
-    from qam_train.suite.pool import LocalPool
+        return RayPool(arguments.ray, arguments.workers, settings)
+    from qam_train.suite.pool import GPU_WORKERS, LocalPool
 
-    if gpu:
+    cores = os.cpu_count() or 1
+    if find_device(arguments.device).type == "cuda":
         each = arguments.workers or min(GPU_WORKERS, cores)
         devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] * each
     else:

@@ -33,7 +33,8 @@ from qam_train.suite.data import CellData
 from qam_train.suite.row_log import RowLog
 from qam_train.suite.world import reward_of
 from sim.seeding import SeedStream, episode_seed
-from sim.worlds import World, make_world
+from sim.world import World
+from sim.worlds import make_world
 
 TRAINING = "generator/online"
 ACTING = "generator/acting"

@@ -13,6 +13,7 @@ from qam_train.suite.cell import RunSettings
 from qam_train.suite.matrix import Cell
 from qam_train.suite.worker import FAILED, command_line
 
+GPU_WORKERS = 4  # cells that share a GPU unless --workers says otherwise
 LAST_LINES = 5
 STOP_S = 5.0
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

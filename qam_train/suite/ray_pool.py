@@ -7,6 +7,7 @@ processes. A machine that dies is no harm: Ray starts the cell again, and it goe
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from qam_ros.contract.errors import ConfigError, QamError
 from qam_train.suite.cell import RunSettings, run_cell
 from qam_train.suite.cell_config import read_cell
 from qam_train.suite.matrix import Cell
+from qam_train.suite.pool import GPU_WORKERS
 
 LOCAL = "local"
 
@@ -24,31 +26,45 @@ class RayPool:
     """A Ray task for each cell.
 
     Args:
-        address: of a running Ray, "auto" for the one of this machine, or "local" to start one.
-        workers: cells at the same time; 0: as many as Ray has room for.
-        settings: of all cells; folders as every machine sees them.
-        gpu_share: of a GPU, for each cell; 0: cells run on CPUs.
+        address: of a running Ray, "auto" for the one of this machine, or "local" to start one, even
+            where RAY_ADDRESS names another.
+        workers: cells at the same time, on each GPU where Ray has any; 0: 4 on a GPU, else as many
+            as Ray has room for.
+        settings: of all cells; folders as every machine sees them. Device "auto": the GPUs that Ray
+            has, whatever this machine has itself, else CPUs.
 
     Raises:
-        ConfigError: Ray is not installed, or cannot be reached.
+        ConfigError: Ray is not installed, cannot be reached, or has no GPU where one is asked for.
     """
 
-    def __init__(
-        self, address: str, workers: int, settings: RunSettings, gpu_share: float
-    ) -> None:
+    def __init__(self, address: str, workers: int, settings: RunSettings) -> None:
         self._ray = _import_ray()
         self._workers = workers
-        absolute = [path.resolve() for path in (settings.out, settings.data)]
-        device = "cuda" if gpu_share > 0.0 else "cpu"
-        self._settings = replace(
-            settings, out=absolute[0], data=absolute[1], device=device
-        )
-        self._gpu_share = gpu_share
         self._running: dict[Any, Cell] = {}
+        self._connect(address)
+        gpus = float(self._ray.cluster_resources().get("GPU", 0.0))
+        wanted = settings.device.partition(":")[0]
+        if wanted == "cuda" and gpus == 0.0:
+            self._ray.shutdown()
+            raise ConfigError(
+                f"--device {settings.device}: Ray at --ray {address} has no GPU; use --device cpu, or "
+                "start its machines with GPUs (ray start --num-gpus)"
+            )
+        self._gpus = 0.0 if wanted == "cpu" else gpus
+        self._settings = replace(
+            settings,
+            out=settings.out.resolve(),
+            data=settings.data.resolve(),
+            device="cuda" if self._gpus else "cpu",
+        )
+
+    def _connect(self, address: str) -> None:
+        workers = self._workers
         try:
             if address == LOCAL:
                 self._ray.init(
-                    num_cpus=workers or None,
+                    address=LOCAL,  # without it Ray would join what RAY_ADDRESS names
+                    num_cpus=max(workers, os.cpu_count() or 1) if workers else None,
                     include_dashboard=False,
                     log_to_driver=False,
                     configure_logging=False,
@@ -63,14 +79,17 @@ class RayPool:
 
     def free(self) -> int:
         """Cells that may still be handed over; those Ray has no room for yet wait there."""
-        room = self._workers or int(self._ray.cluster_resources().get("CPU", 1))
+        if self._gpus:
+            room = int(self._gpus * (self._workers or GPU_WORKERS))
+        else:
+            room = self._workers or int(self._ray.cluster_resources().get("CPU", 1))
         return room - len(self._running)
 
     def start(self, cell: Cell) -> None:
         """Hand a cell over to Ray."""
         task = self._ray.remote(
             num_cpus=cell.config.threads,
-            num_gpus=self._gpu_share,
+            num_gpus=1.0 / (self._workers or GPU_WORKERS) if self._gpus else 0.0,
             max_calls=1,  # a process each, so that memory comes back
             max_retries=3,
         )(_run)

@@ -23,7 +23,8 @@ from qam_train.intervals import wilson_interval
 from qam_train.restore import Agent
 from qam_train.suite.folder import Row
 from sim.seeding import SeedStream, episode_seed
-from sim.worlds import World, make_world
+from sim.world import World
+from sim.worlds import make_world
 
 Floats = NDArray[np.float32]
 _NOISE = 7  # last word of the seed of an episode's noise, apart from that of its start

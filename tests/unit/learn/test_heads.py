@@ -286,3 +286,34 @@ def test_tensorrt_parses_and_builds_every_head(name, best_of, precision):
     """Needs no GPU with TensorRT-RTX, which builds ahead of time."""
     policy = build_policy(make_agent(name, best_of, noise=0.0), precision)
     assert len(find_library().build(policy.onnx)) > 1000
+
+
+PAPER = {
+    "chunk": 5,
+    "critics": 10,
+    "flow_steps": 10,
+    "diffusion_steps": 10,
+    "actor": NetworkConfig((512, 512, 512, 512)),
+    "critic": NetworkConfig((512, 512, 512, 512)),
+}
+ONE_OF_EACH = {
+    "flow": ("qam", None),
+    "one_step": ("fql", None),
+    "edited_flow": ("qam_edit", None),
+    "noise_policy_flow": ("dsrl", None),
+    "guided_flow": ("cgql", None),
+    "gaussian": ("rlpd", None),
+    "deterministic": ("rebrac", None),
+    "diffusion": ("dac", None),
+    "best_of_flow": ("qam", 8),
+}
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("head", ONE_OF_EACH)
+def test_tensorrt_builds_every_head_at_published_size(head):
+    """Nets 4 x 512, ten critics, ten steps."""
+    name, best_of = ONE_OF_EACH[head]
+    policy = build_policy(make_agent(name, best_of, **PAPER))
+    assert policy.head == head
+    assert len(find_library().build(policy.onnx)) > 1000

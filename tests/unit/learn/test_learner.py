@@ -18,6 +18,7 @@ from qam_ros.runtime.store import TransitionStore
 from qam_ros.runtime.stream import Uplink
 from qam_train.learner_config import LearnerConfig
 from qam_train.metrics import read_metrics
+from qam_train.offline_trainer import NonFiniteError
 
 
 def status(running, offered, *, accepted=True, swaps=1, reason="accepted"):
@@ -208,6 +209,20 @@ def test_weights_that_are_not_finite_are_never_offered(make_core, rows_of, agent
     assert "NaN" in record.reason
     assert core.offers.outstanding is None
     core.close(save=False)
+
+
+def test_a_learner_that_overflowed_keeps_its_last_checkpoint(
+    make_core, agent, tmp_path
+):
+    core = make_core(agent)
+    core.checkpoint()
+    before = sorted(tmp_path.rglob("*.safetensors"))
+    with torch.no_grad():
+        agent.trained["critic/0/weight"].view(-1)[0] = float("inf")
+    with pytest.raises(NonFiniteError, match="critic/0/weight"):
+        core.close()
+    assert sorted(tmp_path.rglob("*.safetensors")) == before
+    make_core().close()  # its files were closed all the same
 
 
 def test_a_policy_that_moved_too_far_is_not_offered(make_core, agent):

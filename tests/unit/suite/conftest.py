@@ -5,8 +5,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import yaml
 
-from qam_ros.contract.dataset import Dataset, write_dataset
+from qam_ros.contract.dataset import Dataset, read_dataset_manifest, write_dataset
 from qam_ros.contract.interface import find_robot, load_interface
 from qam_train.agents.registry import find_method
 from qam_train.config import NetworkConfig
@@ -14,6 +15,33 @@ from qam_train.suite.cell import RunSettings
 from qam_train.suite.cell_config import CellConfig, DataConfig
 
 WORLD = "pointmaze-medium"
+PROTOCOL = {
+    "about": "for tests",
+    "seeds": [0, 1],
+    "defaults": {
+        "offline_updates": 40,
+        "online_steps": 0,
+        "evaluate_every": 20,
+        "episodes": 2,
+        "max_episode_steps": 12,
+        "agent": {
+            "chunk": 3,
+            "batch_size": 16,
+            "critics": 2,
+            "actor": {"widths": [16]},
+            "critic": {"widths": [16]},
+        },
+    },
+    "domains": {
+        "maze": {"world": WORLD, "data": {"dataset": "one"}, "tasks": [1, 3]},
+    },
+    "methods": {
+        "qam": {"agent": {"flow_steps": 3}},
+        "fql": {"agent": {"flow_steps": 3}},
+        "rlpd": {"offline_updates": 0, "online_steps": 20},
+        "dac": {"offline_lr_end": 1e30},  # diverges
+    },
+}
 
 
 def make_rows(rows=200, segment=40, seed=0):
@@ -43,6 +71,33 @@ def tiny_data(tmp_path_factory):
         (root / name).parent.mkdir(exist_ok=True)
         write_dataset(root / name, make_rows(seed=seed), interface, meta)
     return root
+
+
+@pytest.fixture(scope="session")
+def rewrite():
+    """Puts another dataset in the place of one: rewrite(path, seed=, rows=, robot=, **meta)."""
+
+    def put(path, seed=1, rows=None, robot="mobile_base", **meta):
+        there = read_dataset_manifest(path).meta
+        interface = load_interface(find_robot(robot))
+        rows = make_rows(seed=seed) if rows is None else rows
+        write_dataset(path, rows, interface, {**there, **meta}, replace=True)
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def tiny_rows():
+    """Makes random rows: tiny_rows(rows=, segment=, seed=)."""
+    return make_rows
+
+
+@pytest.fixture(scope="session")
+def protocol_path(tmp_path_factory):
+    """A protocol of four methods on the tiny dataset; one of them diverges."""
+    path = tmp_path_factory.mktemp("protocol") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(PROTOCOL, sort_keys=False))
+    return path
 
 
 @pytest.fixture

@@ -220,3 +220,51 @@ def test_a_cell_runs_on_a_gpu(tiny_cell, tiny_settings):
     cell = tiny_cell("trqam", behaviour_updates=20)
     run_cell(cell, dataclasses.replace(tiny_settings, device="cuda"))
     assert len(folder_of(cell, tiny_settings).evaluations()) == 5
+
+
+@pytest.mark.parametrize(
+    ("phase", "evaluated", "kept"),
+    [
+        ("behaviour", [], []),
+        ("offline", [20], [20]),
+        ("online", [20, 40, 60], [40, 60]),
+    ],
+)
+def test_parameters_that_overflow_while_the_loss_is_finite_are_neither_evaluated_nor_saved(
+    tiny_cell, tiny_settings, monkeypatch, phase, evaluated, kept
+):
+    from qam_train.offline_trainer import OfflineTrainer
+    from qam_train.suite.online import OnlinePhase
+
+    def overflow(agent):
+        next(iter(agent.trained.values())).data.view(-1)[0] = float("inf")
+
+    real, train = OfflineTrainer.settle, OnlinePhase._train
+    cloned = 0 if phase != "behaviour" else 20
+
+    def settle(self):
+        agent = self.agent
+        metrics = real(self)
+        if self.updates == {"behaviour": 20, "offline": 40}.get(phase):
+            overflow(agent)
+        return metrics
+
+    def broken(self):
+        metrics = train(self)
+        if phase == "online" and self.steps == 40:
+            overflow(self.agent)
+        return metrics
+
+    monkeypatch.setattr(OfflineTrainer, "settle", settle)
+    monkeypatch.setattr(OnlinePhase, "_train", broken)
+    cell = tiny_cell(behaviour_updates=cloned)
+    with pytest.raises(NonFiniteError, match=rf"\({phase}\): .* finite parameters"):
+        run_cell(cell, tiny_settings)
+    folder = folder_of(cell, tiny_settings)
+    assert [row["step"] for row in folder.evaluations()] == evaluated
+    steps = [int(path.stem[-9:]) for path in checkpoints(folder.checkpoints)]
+    assert steps == kept
+    reason = folder.failure
+    assert (reason["error"], reason["phase"]) == ("NonFiniteError", phase)
+    assert reason["terms"]
+    assert not list(tiny_settings.out.glob("tiny/behaviour/*/clone.safetensors"))

@@ -15,8 +15,8 @@ from qam_ros.contract.errors import ConfigError, DatasetError
 from qam_train.agents.registry import METHODS
 from qam_train.checkpoint import checkpoints, read_checkpoint
 from qam_train.suite.cell import run_cell
-from qam_train.suite.cell_config import DataConfig
-from qam_train.suite.data import ACTION_BOUND, CellData
+from qam_train.suite.cell_config import ACTION_BOUND, DataConfig
+from qam_train.suite.data import CellData
 from qam_train.suite.folder import CellFolder
 from qam_train.suite.worker import command_line
 from sim.labels import label

@@ -12,47 +12,11 @@ import pytest
 import yaml
 
 from qam_ros.contract.errors import ConfigError
-from qam_train.suite.command import command, names, numbers
+from qam_train.suite.command import command
 from qam_train.suite.folder import CellFolder
 from qam_train.suite.matrix import Lengths, Selection, check, plan
 from qam_train.suite.protocol import load_protocol
 from qam_train.suite.standing import Forecast, find_cells, standing
-
-WORLD = "pointmaze-medium"
-PROTOCOL = {
-    "about": "for tests",
-    "seeds": [0, 1],
-    "defaults": {
-        "offline_updates": 40,
-        "online_steps": 0,
-        "evaluate_every": 20,
-        "episodes": 2,
-        "max_episode_steps": 12,
-        "agent": {
-            "chunk": 3,
-            "batch_size": 16,
-            "critics": 2,
-            "actor": {"widths": [16]},
-            "critic": {"widths": [16]},
-        },
-    },
-    "domains": {
-        "maze": {"world": WORLD, "data": {"dataset": "one"}, "tasks": [1, 3]},
-    },
-    "methods": {
-        "qam": {"agent": {"flow_steps": 3}},
-        "fql": {"agent": {"flow_steps": 3}},
-        "rlpd": {"offline_updates": 0, "online_steps": 20},
-        "dac": {"offline_lr_end": 1e30},  # diverges
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def protocol_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("protocol") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(PROTOCOL, sort_keys=False))
-    return path
 
 
 @pytest.fixture
@@ -60,13 +24,6 @@ def options(protocol_path, tiny_data, tmp_path):
     out, data = str(tmp_path / "out"), str(tiny_data)
     places = ["--out", out, "--data", data]
     return ["run", "--protocol", str(protocol_path), "-j", "2", *places]
-
-
-def test_lists_take_commas_spaces_and_ranges():
-    assert names(("qam,fql", "rlpd")) == ("qam", "fql", "rlpd")
-    assert numbers("--seeds", ("0,4", "7-9")) == (0, 4, 7, 8, 9)
-    with pytest.raises(ConfigError, match="--seeds: expected whole numbers"):
-        numbers("--seeds", ("first",))
 
 
 def test_the_matrix_is_the_product_with_seeds_innermost(protocol_path, tmp_path):
@@ -161,12 +118,13 @@ def test_settings_a_method_has_no_use_for_stop_the_run_before_it_starts(
 
 
 def test_domains_that_cannot_be_played_here_are_named_together_with_those_that_can(
-    tiny_data, tmp_path
+    protocol_path, tiny_data, tmp_path
 ):
+    protocol = yaml.safe_load(protocol_path.read_text())
     far = {"world": "antmaze-teleport", "data": {"dataset": "one"}}
-    domains = {**PROTOCOL["domains"], "far": far, "farther": far}
+    protocol["domains"] |= {"far": far, "farther": far}
     path = tmp_path / "far.yaml"
-    path.write_text(yaml.safe_dump(PROTOCOL | {"domains": domains}, sort_keys=False))
+    path.write_text(yaml.safe_dump(protocol, sort_keys=False, default_flow_style=True))
     cells = plan(load_protocol(path), Selection(), (), Lengths(), tmp_path / "out")
     message = r"without a world: far, farther: .* did you mean 'antmaze-large'.*--domains maze$"
     with pytest.raises(ConfigError, match=message):

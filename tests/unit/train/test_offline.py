@@ -163,6 +163,27 @@ def test_not_a_number_stops_with_term_and_update_and_keeps_the_last_good_checkpo
     assert all(torch.isfinite(value.double()).all() for value in held.tensors.values())
 
 
+def test_parameters_that_overflowed_are_not_saved_over_the_last_good_checkpoint(
+    dataset, tmp_path, monkeypatch
+):
+    update = OfflineTrainer.update
+
+    def overflowing(self, count):
+        """The losses of this update are finite, the parameters after it are not."""
+        metrics = update(self, count)
+        if self.updates == 12:
+            name = next(iter(self.agent.trained))
+            self.agent.trained[name].data.view(-1)[0] = float("inf")
+        return metrics
+
+    monkeypatch.setattr(OfflineTrainer, "update", overflowing)
+    with pytest.raises(NonFiniteError, match=r"after update 12 .*finite parameters"):
+        train_offline(CONFIG, dataset, tmp_path, progress=False)
+    held = read_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
+    assert held.metadata["update"] == 8
+    assert all(torch.isfinite(value.double()).all() for value in held.tensors.values())
+
+
 def test_directory_of_another_run_is_refused(dataset, tmp_path):
     train_offline(CONFIG, dataset, tmp_path, progress=False)
     with pytest.raises(ConfigError, match="already holds checkpoints; resume it"):
