@@ -188,7 +188,7 @@ def _trust_region(record: Record) -> str:
         svg(curves.trust_region_figure(record.offline, record.online)),
         "Left: how far the tuned flow has moved from the behaviour flow (path KL for each action), held at its "
         "budget, the dashed line. Right: the temperature λ that holds it there: a large λ keeps to imitation, "
-        "a small one follows the critic. Right of the dotted line the robot is running.",
+        "a small one follows the critic; dashed the multiplier that the controller moves. Right of the dotted line the robot is running.",
         "Trust region",
     )
 
