@@ -10,6 +10,7 @@ finds the caches full of the others (policy.py has the flow by itself).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from measuring import interleave, machine, report
 
 from qam_ros.contract.artifact import Artifact, ArtifactManifest, Golden
 from qam_ros.contract.interface import load_interface
+from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.runtime.sampler import OnnxSampler
 from qam_train.agents.common import Normaliser
 from qam_train.agents.registry import METHODS
@@ -30,6 +32,7 @@ from qam_train.deployed import (
     in_double,
     policy_chunks,
 )
+from qam_train.graphs.builder import Precision
 from qam_train.probes import clearest_noise
 
 INTERFACE = load_interface("ur5e_2f85")
@@ -44,35 +47,41 @@ VARIANTS: dict[str, tuple[str, int | None, int | None]] = {
 
 
 @torch.no_grad()
-def make_agent(name: str, candidates: int | None, critics: int | None) -> AnyAgent:
-    """Agent of a method with published sizes, its parameters moved."""
+def make_agent(
+    name: str,
+    candidates: int | None,
+    critics: int | None,
+    *,
+    interface: RobotInterface = INTERFACE,
+    **settings: Any,
+) -> AnyAgent:
+    """Agent of a method, its parameters moved; published sizes where nothing else is said."""
     method, generator = METHODS[name], torch.Generator().manual_seed(0)
-    sizes = INTERFACE.observation_size, INTERFACE.action_size
+    sizes = interface.observation_size, interface.action_size
     normaliser = Normaliser(torch.zeros(sizes[0]), torch.ones(sizes[0]))
-    agent = method.agent.init(method.config(chunk=CHUNK), *sizes, generator, normaliser)
+    known = {field.name for field in dataclasses.fields(method.config)}
+    chosen = {key: value for key, value in settings.items() if key in known}
+    config = method.config(chunk=CHUNK, **chosen)
+    agent = method.agent.init(config, *sizes, generator, normaliser)
     for value in agent.parameters.values():
         value.add_(MOVE * torch.randn(value.shape, generator=generator))
     return agent if candidates is None else choosing(agent, candidates, critics)
 
 
-def largest(one: Any, other: Any) -> float:
-    """Largest difference."""
-    return float(np.abs(one - other).max())
-
-
-def prepare(variant: str) -> tuple[list[Any], Callable[[], object]]:
-    """Figures of one variant, and one run of it."""
-    agent = make_agent(*VARIANTS[variant])
-    policy = build_policy(agent)
+def artifact_of(
+    agent: AnyAgent,
+    interface: RobotInterface = INTERFACE,
+    precision: Precision = "float32",
+) -> Artifact:
+    """Artifact of an agent in memory, with 64 drawn probes."""
+    policy = build_policy(agent, precision)
     generator = np.random.default_rng(0)
     size, width = policy.sizes.observation, policy.noise_width
     observations = generator.standard_normal((64, size)).astype(np.float32)
     noise = generator.standard_normal((64, width)).astype(np.float32)
     noise = clearest_noise(agent, observations, noise, 0)
-    own = policy_chunks(agent, observations, noise)
-    exact = policy_chunks(in_double(agent), observations, noise)
     manifest = ArtifactManifest(
-        interface=INTERFACE,
+        interface=interface,
         algorithm=agent.algorithm,
         head=policy.head,
         flow_steps=policy.steps,
@@ -85,15 +94,29 @@ def prepare(variant: str) -> tuple[list[Any], Callable[[], object]]:
         graph=policy.signature,
         tolerance=1e-5,
     )
-    golden = Golden(observations, noise, own)
-    sampler = OnnxSampler(Artifact(manifest, policy.onnx, policy.weights, golden))
+    golden = Golden(observations, noise, policy_chunks(agent, observations, noise))
+    return Artifact(manifest, policy.onnx, policy.weights, golden)
+
+
+def largest(one: Any, other: Any) -> float:
+    """Largest difference."""
+    return float(np.abs(one - other).max())
+
+
+def prepare(variant: str) -> tuple[list[Any], Callable[[], object]]:
+    """Figures of one variant, and one run of it."""
+    agent = make_agent(*VARIANTS[variant])
+    artifact = artifact_of(agent)
+    golden = artifact.golden
+    observations, noise, own = golden.observations, golden.noise, golden.chunks
+    exact = policy_chunks(in_double(agent), observations, noise)
+    sampler = OnnxSampler(artifact)
     found = sampler.sample_all(observations, noise)
+    graph, weights = artifact.manifest.graph, artifact.weights
     figures = [
-        *(policy.head, width, len(onnx.load_from_string(policy.onnx).graph.node)),
-        *(
-            2 + len(policy.weights),
-            sum(w.nbytes for w in policy.weights.values()) / 1e6,
-        ),
+        *(artifact.manifest.head, graph.noise_width),
+        len(onnx.load_from_string(artifact.onnx_bytes).graph.node),
+        *(2 + len(weights), sum(w.nbytes for w in weights.values()) / 1e6),
         *(largest(found, own), largest(found, exact), largest(own, exact)),
     ]
     return figures, lambda: sampler.sample(observations[0], noise[0])

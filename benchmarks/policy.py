@@ -3,8 +3,9 @@
 
 Baseline: ONNX Runtime as it is usually used: the same graph with the weights as constants and a
 dictionary of inputs at every call; for the exchange, a new session. Ours: the robot's sampler, weights
-as inputs of the graph bound to one buffer. Beside them dynamic int8, torch eager, torch.compile
-(--compile) and what a GPU runs. One thread, in turns; before each timed run the same variant runs once,
+as inputs of the graph bound to one buffer. Beside them the backend onnx-int8 (its exchange lasts until
+the new weights run in int8; until then they run in float32), torch eager, torch.compile where there is
+a C++ compiler, and what a GPU runs. Memory: what a process of its own grows by. One thread, in turns; before each timed run the same variant runs once,
 so that it finds its own weights in the caches, as in a loop. Ratio = median / that of the baseline; of
 a tick: / that of the sampler alone. A tick takes in the sensors' messages, assembles the observation,
 samples, queues the chunk, takes its first action, fills the proposal (as a ROS message where qam_msgs
@@ -24,7 +25,13 @@ import numpy as np
 import torch
 from made_up import random_artifact
 from measuring import Timing, interleave, machine, report
-from policy_variants import Variant, cpu_variants, errors_of, gpu_variants
+from policy_variants import (
+    Variant,
+    cpu_variants,
+    errors_of,
+    gpu_variants,
+    has_compiler,
+)
 
 from qam_ros.contract.artifact import Artifact, read_artifact
 from qam_ros.contract.interface import load_interface
@@ -165,7 +172,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=2000, help="timed chunks of each")
     parser.add_argument("--net", action="append", choices=NETS, help="default: all")
     parser.add_argument("--artifact", type=Path, help="measure this flow policy")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=has_compiler(),
+        help="torch.compile, a minute for each net; default: where a C++ compiler is",
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)

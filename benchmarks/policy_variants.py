@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnx import numpy_helper
 
 from qam_ros.contract.artifact import Artifact
 from qam_ros.runtime.backends import Machine, compile_engine, open_sampler
 from qam_ros.runtime.engines.library import EngineError
 from qam_ros.runtime.onnx_cuda import PROVIDER, OnnxCudaSampler
+from qam_ros.runtime.onnx_int8 import Int8Sampler
+from qam_ros.runtime.precision import float32_products
 from qam_ros.runtime.sampler import OnnxSampler, Sampler
 from qam_train import flow
 from qam_train.networks import velocity_field
@@ -32,6 +33,10 @@ Run = Callable[[Any, Any], Any]
 MB = 1e6
 
 
+Make = Callable[[], tuple[Run, Any]]
+"""Makes a way to run a policy, and what takes other weights."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to run a policy.
@@ -39,19 +44,20 @@ class Variant:
     Args:
         run: makes a chunk.
         file_mb: size of what has to be stored [MB].
-        memory_mb: growth of resident memory while it was made and first run [MB].
+        memory_mb: what a process of its own grew by, while it was made and first run [MB]; None: not
+            measured.
         exchange: takes other weights; None: not measured.
     """
 
     run: Run
     file_mb: float
-    memory_mb: float
+    memory_mb: float | None
     exchange: Callable[[], object] | None = None
 
 
 def baked_graph(artifact: Artifact) -> bytes:
     """The artifact's graph with its weights as constants."""
-    model = onnx.load_from_string(artifact.onnx_bytes)
+    model = onnx.load_from_string(float32_products(artifact.onnx_bytes))
     graph = model.graph
     for value in list(graph.input):
         if value.name in artifact.weights:
@@ -60,32 +66,6 @@ def baked_graph(artifact: Artifact) -> bytes:
             graph.initializer.append(numpy_helper.from_array(weight, value.name))
     data: bytes = model.SerializeToString()
     return data
-
-
-def int8_graph(baked: bytes) -> bytes:
-    """Dynamically quantised: int8 weights per column, activations by the range of each call.
-
-    The quantiser would transpose a Gemm's shared weight once per step, so products and sums are
-    written apart first.
-    """
-    model = onnx.load_from_string(baked)
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type != "Gemm":
-            nodes.append(node)
-            continue
-        x, weight, bias = node.input
-        product = f"{node.name}_product"
-        nodes.append(helper.make_node("MatMul", [x, weight], [product], name=product))
-        nodes.append(helper.make_node("Add", [product, bias], node.output))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
-        onnx.save(model, source)
-        kind = QuantType.QInt8
-        quantize_dynamic(source, target, weight_type=kind, per_channel=True)
-        return target.read_bytes()
 
 
 def new_session(data: bytes) -> onnxruntime.InferenceSession:
@@ -135,24 +115,35 @@ def torch_policy(
     return act
 
 
-def _resident() -> float:
-    """Resident memory of this process [MB]."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / MB
+def _own_memory() -> float:
+    """Memory of this process that no file stands behind [MB]."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = next(line for line in lines if line.startswith("RssAnon"))
+    return float(found.split()[1]) * 1024 / MB
 
 
-def _made(
-    artifact: Artifact, file_mb: float, make: Callable[[], tuple[Run, Any]]
-) -> Variant:
-    """Make a variant, run it once, and see what memory that took."""
+def memory_of(artifact: Artifact, make: Make) -> float:
+    """Growth of a child process while it makes a variant and runs it once [MB].
+
+    A child each: in one process a later variant would fill what an earlier one has let go.
+    """
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(
-        0
-    )  # else freed memory is used again and nothing grows
-    before = _resident()
-    run, exchange = make()
-    run(artifact.golden.observations[0], artifact.golden.noise[0])
-    return Variant(run, file_mb, max(0.0, _resident() - before), exchange)
+    ctypes.CDLL(None).malloc_trim(0)  # else freed memory is used and nothing grows
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            before = _own_memory()
+            run, _ = make()
+            run(artifact.golden.observations[0], artifact.golden.noise[0])
+            os.write(write, repr(_own_memory() - before).encode())
+        finally:
+            os._exit(0)  # past whatever the parent would do at its end
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return float(answer or "nan")
 
 
 def _bound(artifact: Artifact, open_it: Callable[[], Sampler]) -> tuple[Run, Any]:
@@ -171,6 +162,23 @@ def _session_run(data: bytes) -> tuple[Run, Any]:
     return run, lambda: new_session(data)
 
 
+def _int8(artifact: Artifact) -> tuple[Run, Any]:
+    """The exchange lasts until the weights run in int8; in float32 they run at once."""
+    sampler = Int8Sampler(artifact)
+    flat = sampler.layout.pack(artifact.weights)
+
+    def exchange() -> object:
+        sampler.load(flat)
+        return sampler.settle(timeout_s=60.0)
+
+    return sampler.sample, exchange
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+
+
 def cpu_variants(artifact: Artifact, *, compiled: bool) -> dict[str, Variant]:
     """Everything that runs on a CPU, the baseline first.
 
@@ -179,27 +187,31 @@ def cpu_variants(artifact: Artifact, *, compiled: bool) -> dict[str, Variant]:
         compiled: torch.compile, too, which takes a minute and a C++ compiler.
     """
     baked = baked_graph(artifact)
-    small = int8_graph(baked)
-    weights = sum(value.nbytes for value in artifact.weights.values())
-    whole = (weights + len(artifact.onnx_bytes)) / MB
-    found = {
-        "baseline: weights baked in": _made(
-            artifact, len(baked) / MB, lambda: _session_run(baked)
+    weights = sum(value.nbytes for value in artifact.weights.values()) / MB
+    whole = weights + len(artifact.onnx_bytes) / MB
+    recipes: dict[str, tuple[float, Make]] = {
+        "baseline: weights baked in": (len(baked) / MB, lambda: _session_run(baked)),
+        "ours: weights as inputs": (
+            whole,
+            lambda: _bound(artifact, lambda: OnnxSampler(artifact)),
         ),
-        "ours: weights as inputs": _made(
-            artifact, whole, lambda: _bound(artifact, lambda: OnnxSampler(artifact))
-        ),
-        "int8, baked in": _made(artifact, len(small) / MB, lambda: _session_run(small)),
-        "torch eager": _made(
-            artifact, weights / MB, lambda: (torch_policy(artifact), None)
-        ),
+        "ours: onnx-int8": (whole, lambda: _int8(artifact)),
+        "torch eager": (weights, lambda: (torch_policy(artifact), None)),
     }
+    try:
+        Int8Sampler(artifact)
+    except EngineError:  # no layer is large enough
+        del recipes["ours: onnx-int8"]
     if compiled:
-        found["torch.compile"] = _made(
-            artifact,
-            weights / MB,
+        recipes["torch.compile"] = (
+            weights,
             lambda: (torch_policy(artifact, compiled=True), None),
         )
+    memory = {name: memory_of(artifact, make) for name, (_, make) in recipes.items()}
+    found = {}
+    for name, (file_mb, make) in recipes.items():
+        run, exchange = make()
+        found[name] = Variant(run, file_mb, memory[name], exchange)
     return found
 
 
@@ -211,30 +223,24 @@ def gpu_variants(artifact: Artifact, folder: Path) -> tuple[dict[str, Variant], 
         folder: for the engine.
     """
     found: dict[str, Variant] = {}
-    weights = sum(value.nbytes for value in artifact.weights.values())
+    weights = sum(value.nbytes for value in artifact.weights.values()) / MB
     if torch.cuda.is_available():
-        found["torch eager, GPU"] = _made(
-            artifact,
-            weights / MB,
-            lambda: (torch_policy(artifact, device="cuda"), None),
-        )
+        eager = torch_policy(artifact, device="cuda")
+        found["torch eager, GPU"] = Variant(eager, weights, None)
     if PROVIDER in onnxruntime.get_available_providers():
-        whole = (weights + len(artifact.onnx_bytes)) / MB
-        found["ONNX Runtime, GPU"] = _made(
-            artifact, whole, lambda: _bound(artifact, lambda: OnnxCudaSampler(artifact))
-        )
+        run, exchange = _bound(artifact, lambda: OnnxCudaSampler(artifact))
+        whole = weights + len(artifact.onnx_bytes) / MB
+        found["ONNX Runtime, GPU"] = Variant(run, whole, None, exchange)
     machine = Machine(folder=folder)
     try:
         engine = compile_engine(artifact, machine)
     except EngineError as problem:
         return found, str(problem)
-    found[engine.library] = _made(
-        artifact,
-        (weights + engine.engine_bytes) / MB,
-        lambda: _bound(
-            artifact, lambda: open_sampler(artifact, "tensorrt", machine=machine)
-        ),
+    run, exchange = _bound(
+        artifact, lambda: open_sampler(artifact, "tensorrt", machine=machine)
     )
+    whole = weights + engine.engine_bytes / MB
+    found[engine.library] = Variant(run, whole, None, exchange)
     return found, ""
 
 

@@ -20,6 +20,7 @@ from qam_ros.contract.errors import ConfigError
 from qam_ros.contract.interface import load_interface
 from qam_train.config import load_config, saved_settings
 from qam_train.data.dataset import FlatDataset
+from qam_train.export_sources import PLACE
 from qam_train.loops.offline import train_offline
 from qam_train.offline_config import OfflineConfig
 from qam_train.parity import PRECISIONS, Comparison, UnsupportedRecordingError, compare
@@ -90,6 +91,7 @@ def train(argv: Sequence[str]) -> int:
             "robot": manifest.interface.robot,
             "semantic_hash": manifest.interface.semantic_hash,
             "dataset_hash": manifest.sha256,
+            PLACE: str(arguments.dataset.resolve()),
         },
     )
     return 0

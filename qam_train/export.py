@@ -3,14 +3,13 @@
 
 What is exported is what the agent acts with, whatever its method. The artifact's golden chunks are
 the agent's own (torch); the ONNX graph must give the same on all probes within the artifact's
-tolerance. That is 1e-5, unless the policy magnifies rounding so much that torch itself is further
-from double precision (QSM before it is trained): then a few times that distance. In lower precision
-it is a few times the error that rounded products make on the probes, and that error has a bound.
+tolerance. That is 1e-5. A head that magnifies rounding has a bound of its own (``MAGNIFYING``), and
+whoever exports may name another one; both are said and recorded. In lower precision it is a few times
+the error that rounded products make on the probes, and that error has a bound.
 """
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,11 +28,11 @@ from qam_ros.contract.artifact import (
     write_artifact,
 )
 from qam_ros.contract.dataset import Dataset, read_dataset, read_dataset_manifest
-from qam_ros.contract.errors import ArtifactError
+from qam_ros.contract.errors import ArtifactError, ConfigError
 from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.contract.weights import Weights
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_train.checkpoint import latest_checkpoint, read_checkpoint
+from qam_train.checkpoint import read_checkpoint
 from qam_train.deployed import (
     AnyAgent,
     Float32Array,
@@ -44,6 +43,9 @@ from qam_train.deployed import (
     policy_sizes,
     rounding,
 )
+from qam_train.export_sources import find_checkpoint as find_checkpoint
+from qam_train.export_sources import find_data
+from qam_train.export_sources import source_commit as source_commit
 from qam_train.graphs.builder import Precision
 from qam_train.graphs.policy import Policy
 from qam_train.probes import clearest_noise, draw_probes
@@ -53,6 +55,11 @@ from qam_train.rounded import largest_rounded_error
 # float32 rounding of ten steps through trained nets; measured errors are near 1e-6.
 TOLERANCE = 1e-5
 MAX_TOLERANCE = 1e-2  # a wrong graph or other weights are further off
+
+MAGNIFYING: Mapping[str, float] = MappingProxyType({"diffusion": MAX_TOLERANCE})
+"""Heads that may be further off, and how far. QSM divides by sqrt(alpha_hat_k) in every reverse step,
+which only a trained predictor cancels: before, rounding grows a hundredfold and more."""
+
 ROUNDING_FACTOR = 4.0  # two ways to round, each as far from the exact value as torch
 
 BOUNDS: Mapping[str, float] = MappingProxyType({"float16": 1e-2, "bfloat16": 5e-2})
@@ -88,6 +95,7 @@ class Exported:
 
     Args:
         manifest: as written.
+        reason: why the tolerance is not 1e-5; "" where it is.
         largest_error: of ONNX Runtime on the CPU, which multiplies in float32, against torch.
         rounded_error: of products in the artifact's precision against torch.
     """
@@ -95,6 +103,7 @@ class Exported:
     manifest: ArtifactManifest
     largest_error: float
     rounded_error: float
+    reason: str = ""
 
 
 def export_artifact(
@@ -106,6 +115,7 @@ def export_artifact(
     *,
     seed: int = 0,
     precision: Precision = "float32",
+    tolerance: float | None = None,
     replace_existing: bool = False,
 ) -> Exported:
     """Write an agent's policy as an artifact.
@@ -118,9 +128,12 @@ def export_artifact(
         provenance: where the policy comes from.
         seed: of the probes.
         precision: of the matrix products of actors and flows.
+        tolerance: largest difference accepted between float32 backends; None: 1e-5, more for a head of
+            ``MAGNIFYING`` whose rounding asks for it.
         replace_existing: take the place of what is at path.
 
     Raises:
+        ConfigError: a tolerance outside (0, 0.01].
         ArtifactError: sizes do not fit the interface, ONNX Runtime differs from torch by more than
             the tolerance, or lower precision by more than its bound; then nothing is written.
     """
@@ -135,24 +148,35 @@ def export_artifact(
     observations, noise = draw_probes(dataset, policy.noise_width, seed)
     noise = clearest_noise(agent, observations, noise, seed)
     golden = Golden(observations, noise, policy_chunks(agent, observations, noise))
-    tolerance = _tolerance(rounding(agent, observations, noise))
-    manifest = _manifest(agent, interface, provenance, policy, tolerance)
+    own = rounding(agent, observations, noise)
+    accepted, reason = _tolerance(policy.head, own, tolerance)
+    manifest = _manifest(agent, interface, provenance, policy, accepted)
+    if reason:
+        figures = {"float32_error": own, "tolerance_reason": reason}
+        manifest = replace(manifest, evaluation={**manifest.evaluation, **figures})
     artifact = Artifact(manifest, policy.onnx, policy.weights, golden)
-    error = largest_error(artifact)
-    if not error <= tolerance:
-        raise ArtifactError(
-            f"export: ONNX Runtime differs from torch by up to {error:.1e} on the probes, at most "
-            f"{tolerance:.0e} is accepted; are the weights finite and of normal size?",
-            error=error,
-        )
-    rounded = error
+    rounded = error = _checked_error(artifact, own)
     if precision != "float32":
         rounded = largest_rounded_error(artifact)
         manifest = _with_precision(manifest, precision, rounded)
     written = write_artifact(
         path, manifest, policy.onnx, policy.weights, golden, replace=replace_existing
     )
-    return Exported(written, error, rounded)
+    return Exported(written, error, rounded, reason)
+
+
+def _checked_error(artifact: Artifact, own: float) -> float:
+    """Largest error of ONNX Runtime on the probes, which the artifact's tolerance allows."""
+    error, accepted = largest_error(artifact), artifact.manifest.tolerance
+    if not error <= accepted:
+        raise ArtifactError(
+            f"export: ONNX Runtime differs from torch by up to {error:.1e} on the probes, at most "
+            f"{accepted:.0e} is accepted, and torch itself is {own:.1e} from double precision; are the "
+            "weights finite and of normal size? If this policy magnifies rounding by its nature, say how "
+            "much is right with --tolerance",
+            error=error,
+        )
+    return error
 
 
 def _with_precision(
@@ -172,11 +196,24 @@ def _with_precision(
     return replace(manifest, tolerance=tolerance, evaluation=evaluation)
 
 
-def _tolerance(own: float) -> float:
-    """Largest difference accepted between backends, from the distance of torch itself to float64."""
-    if not own > TOLERANCE / 2.0:
-        return TOLERANCE
-    return min(ROUNDING_FACTOR * own, MAX_TOLERANCE)
+def _tolerance(head: str, own: float, asked: float | None) -> tuple[float, str]:
+    """Largest difference accepted between float32 backends, and why it is not ``TOLERANCE``.
+
+    Args:
+        head: of the policy.
+        own: distance of torch itself to float64 on the probes.
+        asked: by whoever exports.
+    """
+    if asked is not None:
+        if not 0.0 < asked <= MAX_TOLERANCE:
+            raise ConfigError(
+                f"export: tolerance {asked:g}, expected more than 0 and at most {MAX_TOLERANCE:g}"
+            )
+        return asked, "asked for with --tolerance"
+    if head not in MAGNIFYING or own <= TOLERANCE / 2.0:
+        return TOLERANCE, ""
+    wider = min(ROUNDING_FACTOR * own, MAGNIFYING[head])
+    return wider, f"head {head} magnifies rounding"
 
 
 def largest_error(artifact: Artifact) -> float:
@@ -235,18 +272,6 @@ def export_version(
     return Exported(written, error, error)
 
 
-def source_commit() -> str:
-    """Commit of the checkout this module lies in, 'unknown' outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=5
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()
-
-
 def _manifest(
     agent: AnyAgent,
     interface: RobotInterface,
@@ -277,10 +302,11 @@ class ExportArguments:
 
     checkpoint: tyro.conf.Positional[Path]
     """Checkpoint file, or a run directory (its newest checkpoint)."""
-    dataset: Path
-    """Dataset it was trained on: robot interface and probes come from it."""
     out: Path
     """Directory or .zip file to write."""
+    dataset: Path | None = None
+    """Dataset it was trained on: robot interface and probes come from it. Default: where the checkpoint
+    says that it was, or the folder dataset of the demo that it is part of."""
     actor: Actor = "fine-tuned"
     """The method's policy, or the behaviour flow under it, for a method that has one."""
     best_of: int | None = None
@@ -291,6 +317,9 @@ class ExportArguments:
     precision: Precision = "float32"
     """Of matrix products on a GPU; the Euler state, statistics, weights and critics stay float32. A CPU
     computes such an artifact in float32."""
+    tolerance: float | None = None
+    """Largest difference accepted between backends in float32, recorded in the artifact. Default: 1e-5; for
+    the head diffusion as much as its rounding asks for, at most 0.01."""
     version: int = 1
     """Policy version."""
     run_id: str = ""
@@ -303,22 +332,25 @@ def command(argv: Sequence[str]) -> int:
     """Write the policy artifact of a checkpoint."""
     arguments = tyro.cli(ExportArguments, prog="qam export", args=list(argv))
     path = find_checkpoint(arguments.checkpoint)
-    agent = _variant(restore_agent(path), arguments)
-    found = read_dataset_manifest(arguments.dataset)
-    trained_on = read_checkpoint(path).metadata.get("dataset_hash", found.sha256)
+    metadata = read_checkpoint(path).metadata
+    data = arguments.dataset or find_data(path, metadata)
+    found = read_dataset_manifest(data)
+    trained_on = metadata.get("dataset_hash", found.sha256)
     if trained_on != found.sha256:
         raise ArtifactError(
-            f"{arguments.dataset}: sha256 of its rows is {found.sha256}, the checkpoint was trained on "
-            f"{trained_on}; give that dataset"
+            f"{data}: sha256 of its rows is {found.sha256}, the checkpoint was trained on {trained_on}; give "
+            "that dataset with --dataset"
         )
+    agent = _variant(restore_agent(path), arguments)
     run = arguments.run_id or path.parent.parent.name or path.stem
     exported = export_artifact(
         agent,
         found.interface,
-        read_dataset(arguments.dataset),
+        read_dataset(data),
         arguments.out,
         Provenance(run, found.sha256, arguments.version),
         precision=arguments.precision,
+        tolerance=arguments.tolerance,
         replace_existing=arguments.replace,
     )
     allowed = f"(allowed {exported.manifest.tolerance:.0e})"
@@ -327,6 +359,10 @@ def command(argv: Sequence[str]) -> int:
         f"{arguments.version}, {GOLDEN_PROBES} probes, largest error of ONNX Runtime against torch {exported.largest_error:.1e} "
         f"{allowed}"
     )
+    if exported.reason:
+        print(  # noqa: T201
+            f"tolerance {exported.manifest.tolerance:.1e} instead of {TOLERANCE:.0e}: {exported.reason}"
+        )
     if arguments.precision != "float32":
         print(  # noqa: T201
             f"products in {arguments.precision}: largest error {exported.rounded_error:.1e} {allowed}"
@@ -342,20 +378,3 @@ def _variant(agent: AnyAgent, arguments: ExportArguments) -> AnyAgent:
     held = getattr(agent.config, "best_of", 1)
     candidates = held if arguments.best_of is None else arguments.best_of
     return choosing(agent, candidates, arguments.critics)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint file, or the newest one of a run directory.
-
-    Raises:
-        ArtifactError: there is none.
-    """
-    if path.is_file():
-        return path
-    for directory in (path / "checkpoints", path):
-        newest = latest_checkpoint(directory)
-        if newest is not None:
-            return newest
-    raise ArtifactError(
-        f"{path}: expected a checkpoint or a run directory with checkpoints, found none"
-    )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: one thread per library, and a reason for every test left out."""
 
+import functools
 import importlib.util
 import os
 import random
@@ -34,25 +35,45 @@ def missing_for_ros() -> str:
     )
 
 
-def missing_for_gpu() -> str:
-    """What tests marked `gpu` lack on this machine; empty: nothing."""
+def missing_for_gpu(*, torch: bool = True) -> str:
+    """What tests marked `gpu` lack on this machine; empty: nothing.
+
+    Args:
+        torch: whether a CUDA build of torch is needed; engines need none: `gpu(torch=False)`.
+    """
+    if not torch:
+        return missing_for_engines()
     if importlib.util.find_spec("torch") is None:
         return "needs torch: run make setup"
-    import torch
+    from torch import cuda
 
     return (
-        ""
-        if torch.cuda.is_available()
-        else "needs a CUDA device and a CUDA build of torch"
+        "" if cuda.is_available() else "needs a CUDA device and a CUDA build of torch"
     )
+
+
+def missing_for_engines() -> str:
+    """What an engine lacks to run: a driver and a GPU are enough."""
+    from qam_ros.runtime.engines.cuda import CudaDevice
+    from qam_ros.runtime.engines.library import EngineError
+
+    try:
+        CudaDevice()
+    except EngineError as problem:
+        return f"needs a GPU and its driver: {problem}"
+    return ""
 
 
 def missing_for_trt() -> str:
     """What tests marked `trt` lack on this machine; empty: nothing."""
-    modules = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-    if any(importlib.util.find_spec(m) for m in modules):
-        return ""
-    return "needs TensorRT: pip install 'qam_ros[tensorrt]'"
+    from qam_ros.runtime.engines.library import EngineError
+    from qam_ros.runtime.engines.tensorrt import find_library
+
+    try:
+        find_library()
+    except EngineError as problem:
+        return f"needs TensorRT: {problem}"
+    return ""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,6 +99,13 @@ def pytest_collection_modifyitems(
                 item.add_marker(skip)
     marked = {mark: [i for i in items if i.get_closest_marker(mark)] for mark in NEEDS}
     for mark, needing in marked.items():
-        reason = NEEDS[mark]() if needing else ""
-        for item in needing if reason else ():
-            item.add_marker(pytest.mark.skip(reason=reason))
+        for item in needing:
+            found = item.get_closest_marker(mark)
+            if reason := _missing(mark, **found.kwargs):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@functools.cache
+def _missing(mark: str, **settings: bool) -> str:
+    """What a mark with its settings lacks here; asked once."""
+    return NEEDS[mark](**settings)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from qam_ros.contract.artifact import Artifact
 from qam_ros.contract.errors import ConfigError, nearest
@@ -19,10 +19,10 @@ from qam_ros.runtime.engines.sampler import EngineSampler
 from qam_ros.runtime.engines.tensorrt import find_library
 from qam_ros.runtime.onnx_check import check_onnx
 from qam_ros.runtime.onnx_cuda import OnnxCudaSampler
+from qam_ros.runtime.onnx_int8 import Int8Sampler
 from qam_ros.runtime.sampler import OnnxSampler, Sampler, verify
 
-Backend = Literal["onnx", "onnx-cuda", "tensorrt"]
-BACKENDS: Final = ("onnx", "onnx-cuda", "tensorrt")
+BACKENDS: Final = ("onnx", "onnx-int8", "onnx-cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Machine:
     library: Callable[[], EngineLibrary] = find_library
     device: Callable[[], Device] = CudaDevice
     folder: Path | None = None
+
+    @classmethod
+    def of(cls, folder: str) -> Machine:
+        """This machine with a folder of engines; "" is the user's own."""
+        return cls(folder=Path(folder) if folder else None)
 
     @property
     def cache(self) -> EngineCache:
@@ -92,6 +97,8 @@ def open_sampler(
     """
     if backend == "onnx":
         return OnnxSampler(artifact, threads)
+    if backend == "onnx-int8":
+        return Int8Sampler(artifact, threads)
     if backend == "onnx-cuda":
         return OnnxCudaSampler(artifact)
     if backend != "tensorrt":

@@ -47,6 +47,10 @@ STATIC_OPERANDS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
     }
 )
 """Inputs that decide a shape."""
+SIDE_INPUTS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
+    {"Gemm": (2,), "LayerNormalization": (1, 2), "Clip": (1, 2)}
+)
+"""Inputs whose shape nobody checks before the operator runs."""
 
 Array = npt.NDArray[Any]
 
@@ -71,6 +75,7 @@ def check_bounds(model: Any, where: str) -> None:
     for value in (*model.graph.input, *inferred.values()):
         shapes[value.name] = static_shape(value) or ()
     _check_gathers(model, constants, shapes, where)
+    _check_side_inputs(model, shapes, where)
     _check_totals(model, shapes, where)
 
 
@@ -262,6 +267,46 @@ def _check_gathers(
                 f"{where}: operator 'Gather' takes element {low if low < -length else high} of "
                 f"'{data}', which has {length}"
             )
+
+
+def _check_side_inputs(
+    model: Any, shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Refuse biases, scales and limits of another shape, at which shape inference does not look."""
+    for node in model.graph.node:
+        for index in SIDE_INPUTS.get(node.op_type, ()):
+            name = node.input[index] if index < len(node.input) else ""
+            if not name:
+                continue
+            found, expected = shapes[name], _side_shape(node, shapes)
+            fits = (
+                _spreads(found, expected)
+                if node.op_type == "Gemm"
+                else found == expected
+            )
+            if not fits:
+                raise ArtifactError(
+                    f"{where}: input '{name}' of operator '{node.op_type}' has shape {found}, it has to fit "
+                    f"{expected}",
+                    found=found,
+                    expected=expected,
+                )
+
+
+def _side_shape(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """What a Gemm's bias spreads over, or the shape of a normalisation's scale or a Clip's limit."""
+    if node.op_type == "Gemm":
+        return shapes[node.output[0]]
+    if node.op_type == "Clip":
+        return ()
+    axis = next((int(item.i) for item in node.attribute if item.name == "axis"), -1)
+    return shapes[node.input[0]][axis:]
+
+
+def _spreads(shape: tuple[int, ...], over: tuple[int, ...]) -> bool:
+    """Whether a tensor can be repeated to fill another one."""
+    ends = zip(reversed(shape), reversed(over), strict=False)
+    return len(shape) <= len(over) and all(one in (1, size) for one, size in ends)
 
 
 def _axis(node: Any) -> int:

@@ -40,6 +40,7 @@ class OnnxCudaSampler:
         check_onnx(artifact.onnx_bytes, graph)
         self.backend = f"onnxruntime {onnxruntime.__version__}, {provider}"
         self.layout = WeightLayout(graph.weight_shapes)
+        self.tolerance = artifact.manifest.tolerance
         self._session = _session(artifact.onnx_bytes, provider)
         self._binding = self._session.io_binding()
         self._tensors: dict[str, Any] = {}

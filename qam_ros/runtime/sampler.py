@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from qam_ros.contract.artifact import Artifact
+from qam_ros.contract.artifact_manifest import ArtifactManifest
 from qam_ros.contract.errors import ArtifactError
 from qam_ros.runtime.onnx_check import check_onnx
 from qam_ros.runtime.precision import float32_products
@@ -25,19 +26,28 @@ ALIGNMENT: Final = 64
 """Each tensor starts at a multiple of so many floats: 256 bytes, as engines on a GPU ask."""
 
 
-class Sampler(Protocol):
+class OneChunk(Protocol):
+    """Anything that makes a chunk."""
+
+    def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
+        """Chunk (h, A) for an observation (O,) and noise (W,)."""
+
+
+class Sampler(OneChunk, Protocol):
     """Anything that makes chunks with exchangeable weights.
 
     Attributes:
         backend: name of what runs the graph, with its version, for reports.
         layout: of the buffer that load takes.
+        tolerance: largest error accepted on the golden chunks.
     """
 
-    backend: str
-    layout: WeightLayout
+    @property
+    def backend(self) -> str:
+        """What runs the graph."""
 
-    def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
-        """Chunk (h, A) for an observation (O,) and noise (W,)."""
+    layout: WeightLayout
+    tolerance: float
 
     def load(self, flat: Float32Array) -> None:
         """Take other weights, packed by the artifact's ``WeightLayout``."""
@@ -88,6 +98,45 @@ class WeightLayout:
         return flat
 
 
+class BoundSession:
+    """A session whose inputs and output are bound once to buffers of its own.
+
+    Args:
+        session: of an artifact's graph.
+        manifest: of the artifact.
+        weights: further inputs by name; they must live as long. None: they are constants.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        manifest: ArtifactManifest,
+        weights: Mapping[str, Float32Array] | None = None,
+    ) -> None:
+        sizes = manifest.interface.observation_size, manifest.interface.action_size
+        self._session = session
+        self._observation = np.zeros((1, sizes[0]), np.float32)
+        self._noise = np.zeros((1, manifest.graph.noise_width), np.float32)
+        self._chunk = np.zeros((1, manifest.chunk_length, sizes[1]), np.float32)
+        self._binding = session.io_binding()
+        ends = {"observation": self._observation, "noise": self._noise}
+        for name, array in (ends | dict(weights or {})).items():
+            self._binding.bind_input(
+                name, "cpu", 0, np.float32, array.shape, array.ctypes.data
+            )
+        self._binding.bind_output(
+            "chunk", "cpu", 0, np.float32, self._chunk.shape, self._chunk.ctypes.data
+        )
+
+    def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
+        """Chunk (h, A) in [-1, 1], a new array, for an observation (O,) and noise (W,)."""
+        self._observation[0] = observation
+        self._noise[0] = noise
+        self._session.run_with_iobinding(self._binding)
+        chunk: Float32Array = self._chunk[0].copy()
+        return chunk  # (h, A)
+
+
 class OnnxSampler:
     """Runs an artifact's graph on the CPU; every buffer is bound once.
 
@@ -104,23 +153,12 @@ class OnnxSampler:
         check_onnx(artifact.onnx_bytes, manifest.graph)
         self.backend = f"onnxruntime {onnxruntime.__version__} on the CPU"
         self.layout = WeightLayout(manifest.graph.weight_shapes)
-        self._session = _session(float32_products(artifact.onnx_bytes), threads)
+        self.tolerance = manifest.tolerance
         self._flat = _aligned(self.layout.size)
-        self._observation = np.zeros(
-            (1, manifest.interface.observation_size), np.float32
-        )
-        self._noise = np.zeros((1, manifest.graph.noise_width), np.float32)
-        self._chunk = np.zeros(
-            (1, manifest.chunk_length, manifest.interface.action_size), np.float32
-        )
-        self._binding = self._session.io_binding()
-        arrays = {"observation": self._observation, "noise": self._noise}
-        for name, array in (arrays | self.layout.views(self._flat)).items():
-            self._binding.bind_input(
-                name, "cpu", 0, np.float32, array.shape, array.ctypes.data
-            )
-        self._binding.bind_output(
-            "chunk", "cpu", 0, np.float32, self._chunk.shape, self._chunk.ctypes.data
+        self._bound = BoundSession(
+            open_session(float32_products(artifact.onnx_bytes), threads),
+            manifest,
+            self.layout.views(self._flat),
         )
         self.set_weights(artifact.weights)
 
@@ -143,11 +181,7 @@ class OnnxSampler:
         Returns:
             (h, A) in [-1, 1], a new array.
         """
-        self._observation[0] = observation
-        self._noise[0] = noise
-        self._session.run_with_iobinding(self._binding)
-        chunk: Float32Array = self._chunk[0].copy()
-        return chunk  # (h, A)
+        return self._bound.sample(observation, noise)  # (h, A)
 
     def sample_all(
         self, observations: Float32Array, noise: Float32Array
@@ -157,7 +191,7 @@ class OnnxSampler:
 
 
 def sample_one_by_one(
-    sampler: Sampler, observations: Float32Array, noise: Float32Array
+    sampler: OneChunk, observations: Float32Array, noise: Float32Array
 ) -> Float32Array:
     """Chunks (n, h, A) for observations (n, O) and noise (n, W)."""
     return np.stack(
@@ -172,7 +206,7 @@ def verify(sampler: Sampler, artifact: Artifact) -> float:
         Largest absolute difference to the expected chunks.
 
     Raises:
-        ArtifactError: it exceeds the artifact's tolerance, or the graph fails when it runs.
+        ArtifactError: it exceeds the sampler's tolerance, or the graph fails when it runs.
     """
     golden = artifact.golden
     try:
@@ -182,14 +216,13 @@ def verify(sampler: Sampler, artifact: Artifact) -> float:
             f"policy.onnx: the graph fails on {sampler.backend} when it runs: {problem}"
         ) from problem
     error = float(np.abs(chunks - golden.chunks).max())
-    tolerance = artifact.manifest.tolerance
-    if not error <= tolerance:
+    if not error <= sampler.tolerance:
         raise ArtifactError(
             f"policy.onnx: the golden chunks come out {error:.2e} off on {sampler.backend}, at most "
-            f"{tolerance:.2e} are allowed; export the policy again, or install the version it was "
-            "exported with",
+            f"{sampler.tolerance:.2e} are allowed; export the policy again, install the version it was "
+            "exported with, or use the backend onnx",
             found=error,
-            expected=tolerance,
+            expected=sampler.tolerance,
         )
     return error
 
@@ -201,7 +234,12 @@ def _aligned(size: int) -> Float32Array:
     return buffer[start : start + size]
 
 
-def _session(data: bytes, threads: int) -> onnxruntime.InferenceSession:
+def open_session(data: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the graph.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

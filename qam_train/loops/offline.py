@@ -30,6 +30,7 @@ from qam_train.checkpoint import (
 )
 from qam_train.config import save_config
 from qam_train.data.dataset import FlatDataset
+from qam_train.export_sources import PLACE
 from qam_train.finite import check_parameters
 from qam_train.loops.progress import StageProgress
 from qam_train.metrics import MetricsWriter
@@ -177,8 +178,10 @@ def _restore_behaviour(run: _Run) -> None:
 
 
 def _check_provenance(path: Path, held: Checkpoint, now: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data than the run was made with."""
+    """Refuse to go on with other data than the run was made with; they may lie elsewhere now."""
     for key, value in now.items():
+        if key == PLACE:
+            continue
         then = held.metadata.get(key, value)
         if then != value:
             raise ConfigError(

@@ -112,7 +112,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     "negative age": ("ages_s", -0.1, r"field 'ages_s' must be finite and not negative"),
     "unknown source": ("source", 3, r"field 'source' is unknown"),
     "unknown mode": ("guard_mode", 7, r"field 'guard_mode' is unknown"),
-    "unknown limit": ("limit_bits", 1024, r"field 'limit_bits' has unknown bits"),
+    "unknown limit": ("limit_bits", 2048, r"field 'limit_bits' has unknown bits"),
     "flag of two": ("terminated", 2, r"field 'terminated' must be 0 or 1"),
 }
 

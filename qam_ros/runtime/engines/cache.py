@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -106,7 +107,7 @@ class EngineCache:
             build_s: how long that took [s].
 
         Raises:
-            EngineError: the folder is open to others, or the engine is oversize.
+            EngineError: the folder is open to others or cannot be written, or the engine is oversize.
         """
         if len(engine) > MAX_ENGINE_BYTES:
             raise EngineError(
@@ -120,9 +121,15 @@ class EngineCache:
             "build_s": build_s,
         }
         with self._opened() as folder:
-            _write(folder, f"{key.name}.engine", engine)
             text = json.dumps(record, indent=1).encode()
-            _write(folder, f"{key.name}.json", text)
+            try:
+                _write(folder, f"{key.name}.engine", engine)
+                _write(folder, f"{key.name}.json", text)
+            except OSError as problem:
+                raise EngineError(
+                    f"{self.folder}: the engine cannot be kept: {problem.strerror}; make room, or give "
+                    "another folder with --cache"
+                ) from problem
 
     def discard(self, key: EngineKey) -> None:
         """Forget the engine of a key."""
@@ -132,6 +139,10 @@ class EngineCache:
                     os.unlink(f"{key.name}.{ending}", dir_fd=folder)
                 except FileNotFoundError:
                     continue
+                except OSError as problem:
+                    raise EngineError(
+                        f"{self.folder / key.name}.{ending}: cannot be removed: {problem.strerror}"
+                    ) from problem
 
     def _recorded(self, record: bytes, key: EngineKey) -> str:
         where = self.folder / f"{key.name}.json"
@@ -152,9 +163,15 @@ class EngineCache:
     @contextmanager
     def _opened(self) -> Iterator[int]:
         """Handle of the folder, after its owner and mode were checked on that very handle."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            self.folder.mkdir(mode=0o700)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self.folder.mkdir(mode=0o700)
+        except OSError as problem:
+            raise EngineError(
+                f"{self.folder}: the folder for engines cannot be made ({problem.strerror}); give another "
+                "with --cache"
+            ) from problem
         try:
             handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as problem:
@@ -209,7 +226,7 @@ def _read(folder: int, name: str, limit: int, where: Path) -> bytes | None:
 
 def _write(folder: int, name: str, data: bytes) -> None:
     """Whole or not at all, mode 0600."""
-    temporary = f".{name}.{os.getpid()}"
+    temporary = f".{name}.{secrets.token_hex(8)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     handle = os.open(temporary, flags, 0o600, dir_fd=folder)
     try:
@@ -219,6 +236,7 @@ def _write(folder: int, name: str, data: bytes) -> None:
             os.fsync(handle)
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
-        os.unlink(temporary, dir_fd=folder)
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
         raise
     os.fsync(folder)

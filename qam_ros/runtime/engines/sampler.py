@@ -55,6 +55,7 @@ class EngineSampler:
             )
         self.backend = name
         self.layout = WeightLayout(graph.weight_shapes)
+        self.tolerance = artifact.manifest.tolerance
         self._engine, self._device = engine, device
         ends = WeightLayout(
             {k: v for k, v in expected.items() if k not in self.layout.shapes}

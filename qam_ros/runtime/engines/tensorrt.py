@@ -39,7 +39,8 @@ class TensorRT:
         number = tuple(int(part) for part in re.findall(r"\d+", self.version)[:2])
         if self.name == "tensorrt" and not OLDEST <= number < NEWEST:
             raise EngineError(
-                f"tensorrt {self.version} is installed; {HOW}", found=self.version
+                f"tensorrt {self.version} is installed, expected >= 10.3 < 12",
+                found=self.version,
             )
         self._logger = module.Logger(module.Logger.ERROR)
 
@@ -118,18 +119,30 @@ class LoadedEngine:
 
 
 def find_library() -> TensorRT:
-    """The first installed member of the family.
+    """The first usable member of the family; a broken one does not hide those after it.
 
     Raises:
-        EngineError: none is installed, one does not load, or of another version.
+        EngineError: none is installed, or none of those installed can be used; names each with its reason.
     """
+    reasons: list[str] = []
     for name in MODULES:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            continue
+        if spec.origin is None:
+            places = ", ".join(spec.submodule_search_locations or ())
+            reasons.append(f"{name} is a folder ({places}), not a module")
             continue
         try:
             return TensorRT(importlib.import_module(name))
-        except ImportError as problem:
-            raise EngineError(
-                f"{name} is installed and does not load: {problem}; {HOW}"
-            ) from problem
+        except (ImportError, OSError) as problem:
+            reasons.append(f"{name} does not load: {problem}")
+        except AttributeError as problem:
+            reasons.append(f"{name} is another module ({spec.origin}): {problem}")
+        except EngineError as problem:
+            reasons.append(str(problem))
+    if reasons:
+        raise EngineError(
+            f"no usable TensorRT on this machine: {'; '.join(reasons)}; {HOW}"
+        )
     raise EngineError(f"no TensorRT on this machine: {HOW}")

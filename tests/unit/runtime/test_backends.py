@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backends with their real libraries: what is said without them, and what they do where they are."""
 
+import importlib
+import sys
 import types
 
 import numpy as np
@@ -95,7 +97,7 @@ def test_tensorrt_says_why_it_does_not_read_a_graph():
         tensorrt.find_library().build(b"no graph")
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(torch=False)
 @pytest.mark.trt
 @pytest.mark.parametrize("replay", [True, False])
 def test_gpu_gives_the_golden_chunks_and_swaps(artifact, tmp_path, replay):
@@ -114,7 +116,7 @@ def test_gpu_gives_the_golden_chunks_and_swaps(artifact, tmp_path, replay):
     )
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(torch=False)
 def test_gpu_copies_captures_and_replays():
     device = CudaDevice()
     device.enter()
@@ -131,3 +133,67 @@ def test_gpu_copies_captures_and_replays():
         replay()
         device.synchronise()
         np.testing.assert_array_equal(target, value)
+
+
+def write_module(folder, name, text):
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(text)
+
+
+GOOD = """
+__version__ = "1.7.1"
+class Logger:
+    ERROR = 1
+    def __init__(self, level): pass
+"""
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Writes modules of the family into a folder that alone is searched for them."""
+    names = ("stray_trt", "stray_rtx", "stray_rtx_bindings")
+    monkeypatch.setattr(tensorrt, "MODULES", names)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(*texts):
+        for name, text in zip(names, texts, strict=False):
+            sys.modules.pop(name, None)
+            if text == "folder":
+                (tmp_path / name).mkdir()
+            elif text is not None:
+                write_module(tmp_path, name, text)
+        importlib.invalidate_caches()
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "broken", ["raise ImportError('libnvinfer.so.10: no such file')", "folder", "x = 1"]
+)
+def test_next_member_of_the_family_is_taken_where_the_first_is_broken(modules, broken):
+    modules(broken, None, GOOD)
+    assert tensorrt.find_library().name == "stray_rtx_bindings"
+
+
+def test_every_broken_member_is_named_with_its_reason(modules):
+    modules("raise OSError('no libnvinfer')", "folder", "x = 1")
+    with pytest.raises(EngineError) as caught:
+        tensorrt.find_library()
+    text = str(caught.value)
+    assert "stray_trt does not load: no libnvinfer" in text
+    assert "stray_rtx is a folder" in text
+    assert "stray_rtx_bindings is another module" in text
+    assert "pip install tensorrt" in text
+
+
+def test_version_out_of_range_is_said_where_nothing_else_is_there(monkeypatch, modules):
+    modules(GOOD.replace("1.7.1", "9.0"), GOOD)
+    real = tensorrt.TensorRT
+
+    def old(module):
+        if module.__name__ == "stray_trt":
+            raise EngineError("tensorrt 9.0 is installed")
+        return real(module)
+
+    monkeypatch.setattr(tensorrt, "TensorRT", old)
+    assert tensorrt.find_library().name == "stray_rtx"

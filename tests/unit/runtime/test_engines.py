@@ -299,6 +299,19 @@ def test_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch):
     assert str(found) == "/var/robot/qam/engines"
 
 
+def test_engine_of_a_folder_of_ones_own_is_found_there_only(artifact, device, tmp_path):
+    """What qam compile --cache made is what the node's parameter engine_cache opens."""
+    library = DoubleLibrary(device)
+    given = Machine.of(str(tmp_path / "mine"))
+    mine = dataclasses.replace(given, library=lambda: library, device=lambda: device)
+    compile_engine(artifact, mine)
+    assert open_sampler(artifact, "tensorrt", machine=mine).backend.startswith("double")
+    elsewhere = dataclasses.replace(mine, folder=tmp_path / "other")
+    with pytest.raises(EngineError, match="no engine of this policy"):
+        open_sampler(artifact, "tensorrt", machine=elsewhere)
+    assert Machine.of("").folder is None
+
+
 def test_policy_without_an_engine_says_what_to_run(artifact, machine):
     with pytest.raises(EngineError, match=r"Test GPU \(driver 550.*run qam compile"):
         open_sampler(artifact, "tensorrt", machine=machine)
@@ -335,3 +348,41 @@ def test_command_prints_time_size_and_error(artifact, machine, tmp_path, capsys)
     assert run([str(path), "--check"], machine) == 0
     assert "nothing was kept" in capsys.readouterr().out
     assert not machine.folder.exists()
+
+
+def test_cache_below_a_file_is_refused_in_words(artifact, tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = EngineCache(tmp_path / "file" / "engines")
+    with pytest.raises(EngineError, match=r"cannot be made .*exists"):
+        cache.find(key_of(artifact))
+
+
+def test_what_a_killed_process_left_does_not_stand_in_the_way(artifact, machine):
+    cache, key = machine.cache, key_of(artifact)
+    cache.store(key, b"one", 0.0)
+    left = machine.folder / f".{key.name}.engine.{os.getpid()}"
+    left.write_bytes(b"half")
+    cache.store(key, b"two", 0.0)
+    assert cache.find(key) == b"two"
+
+
+def test_disk_that_is_full_is_said_in_words(artifact, machine, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EngineError, match="engine cannot be kept: No space left"):
+        machine.cache.store(key_of(artifact), b"one", 0.0)
+    assert not list(machine.folder.iterdir())
+
+
+def test_file_that_vanishes_while_it_is_written_is_said_in_words(
+    artifact, machine, monkeypatch
+):
+    def gone(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "rename", gone)
+    monkeypatch.setattr(os, "unlink", gone)
+    with pytest.raises(EngineError, match="engine cannot be kept: No such file"):
+        machine.cache.store(key_of(artifact), b"one", 0.0)

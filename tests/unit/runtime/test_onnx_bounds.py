@@ -295,3 +295,54 @@ def test_only_a_transposed_input_may_be_large(source, count):
         refuse(model, "3355443200 bytes of transposed weights, at most", expected)
     else:
         check_onnx(model.SerializeToString(), expected)
+
+
+@pytest.mark.parametrize(
+    ("node", "constants", "words"),
+    [
+        (
+            helper.make_node("Gemm", ["x", "w", "c"], ["y"]),
+            {"w": (4, 4), "c": (3,)},
+            r"'c' of operator 'Gemm' has shape \(3,\), .* \(1, 4\)",
+        ),
+        (
+            helper.make_node("Gemm", ["x", "w", "c"], ["y"]),
+            {"w": (4, 4), "c": (2, 4)},
+            r"'c' of operator 'Gemm' has shape \(2, 4\)",
+        ),
+        (
+            helper.make_node("Gemm", ["x", "w", "c"], ["y"]),
+            {"w": (4, 4), "c": (1, 1, 4)},
+            r"'c' of operator 'Gemm' has shape \(1, 1, 4\)",
+        ),
+        (
+            helper.make_node("LayerNormalization", ["x", "w"], ["y"]),
+            {"w": (3,)},
+            r"'w' of operator 'LayerNormalization' has shape \(3,\), .* \(4,\)",
+        ),
+        (
+            helper.make_node("LayerNormalization", ["x", "w", "c"], ["y"], axis=-1),
+            {"w": (4,), "c": (1,)},
+            r"'c' of operator 'LayerNormalization' has shape \(1,\)",
+        ),
+        (
+            helper.make_node("Clip", ["x", "w", "c"], ["y"]),
+            {"w": (), "c": (4,)},
+            r"'c' of operator 'Clip' has shape \(4,\), .* \(\)",
+        ),
+    ],
+)
+def test_bias_scale_or_limit_that_does_not_fit_is_refused_before_it_runs(
+    node, constants, words
+):
+    """Shape inference does not look at these inputs; ONNX Runtime fails on them when it runs."""
+    made = [constant(n, np.ones(s), np.float32) for n, s in constants.items()]
+    refuse(make_model([node], made), words)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1,), (1, 4), (1, 1), ()])
+def test_bias_that_spreads_over_the_rows_is_accepted(shape):
+    node = helper.make_node("Gemm", ["x", "w", "c"], ["y"])
+    made = [constant("w", np.ones((4, 4)), np.float32)]
+    made.append(constant("c", np.ones(shape), np.float32))
+    check_onnx(make_model([node], made).SerializeToString(), EXPECTED)

@@ -15,7 +15,7 @@ from qam_ros.contract.errors import ConfigError, DatasetError, InterfaceError, Q
 from qam_ros.contract.interface import load_interface
 from qam_train import cli
 from qam_train.agents.registry import METHODS
-from qam_train.checkpoint import latest_checkpoint
+from qam_train.checkpoint import latest_checkpoint, read_checkpoint
 from qam_train.config import load_config
 from qam_train.offline_config import OfflineConfig
 from qam_train.restore import restore_trained
@@ -154,6 +154,15 @@ def test_run_is_not_resumed_on_another_dataset(folder, contract_data):
     write_dataset(folder / "more", contract_data(60), interface, {})
     with pytest.raises(ConfigError, match=r"made with dataset_hash .*, now it is"):
         _train(folder, "--resume", data="more")
+
+
+def test_a_run_knows_where_its_data_lie_and_goes_on_when_they_were_moved(folder):
+    _train(folder)
+    (folder / "data").rename(folder / "moved")
+    newest = latest_checkpoint(folder / "run" / "checkpoints")
+    said = read_checkpoint(newest).metadata["dataset"]
+    assert said == str((folder / "data").resolve())
+    assert _train(folder, "--resume", data="moved") == 0
 
 
 def test_resuming_where_no_run_is_does_not_start_one_of_full_size(folder):
