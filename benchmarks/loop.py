@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well the control loop keeps its rate: late ticks, jitter, observation to command, CPU share.
 
-Per rate, in turns: a bare loop that sleeps to the same deadlines and does nothing else (what machine
-and interpreter allow); policy and guard on the in-process bus, ONNX sampler included; policy, guard
-and a light plant as processes on ROS 2. Each with ordinary scheduling and, where the user may, with
-SCHED_FIFO. A tick is late when it has published its proposal more than a fifth of a period after its
-deadline; deadlines that were missed altogether count as late, too. Jitter is the absolute difference of a
-tick's period to the control period.
+Per rate, in short turns whose order rotates: a bare loop that sleeps to the same deadlines and does
+nothing else (what machine and interpreter allow); policy and guard on the in-process bus, ONNX sampler
+included; policy, guard and a light plant as processes on ROS 2, started once and stopped between their
+turns. Each with ordinary scheduling and, where the user may, with SCHED_FIFO. A tick is late when it
+has published its proposal more than a fifth of a period after its deadline; deadlines that were missed
+altogether count as late, too, and no deadline counts twice. The difference of the shares to the baseline
+has a 95 % interval: bootstrap over the turns. Jitter is the absolute difference of a tick's period to
+the control period. With --swaps N the loop on the in-process bus runs with and without N exchanges of
+weights, each of which comes in parts, is put together, hashed and judged on threads beside the loop.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from loop_inprocess import InProcess, LoopOptions, Part, may_use, run_bare
+from loop_swaps import SwapLoop
 from made_up import random_artifact
 from measuring import machine, report
 
@@ -27,6 +33,8 @@ from qam_ros.contract.interface import load_interface
 from qam_ros.runtime.realtime import RealTime
 
 BARE, BUS, ROS = "bare loop", "in-process bus", "ROS 2"
+SWAPS = "in-process bus, swaps"
+BOOTSTRAPS = 2000
 FIFO = RealTime(priority=20)
 COLUMNS = (
     "rate [Hz]",
@@ -34,7 +42,10 @@ COLUMNS = (
     "loop",
     "achieved [Hz]",
     "late [%]",
-    "late - bare [points]",
+    "baseline",
+    "late - baseline [points]",
+    "from",
+    "to",
     "missed",
     "jitter p50 [us]",
     "jitter p99 [us]",
@@ -59,10 +70,10 @@ LIMITS = """What limits what:
                         control thread shares with the thread that plays the robot.
   ROS 2 - in-process    rclpy: conversion and serialisation of messages, DDS threads, and an executor
                         thread that takes the interpreter lock for every message that comes in.
-  wait for late sensors DDS and the plant's process: the tick waits up to a quarter of a period.
-Command is the time from an observation's stamp to the command sent; a fifth of a period of it (at most
-4 ms) is the offset from stamp to deadline. CPU is of one core: control thread in-process, the whole
-processes policy and guard on ROS 2."""
+  taking in sensors     rclpy: the messages of all topics that have come are read at the deadline.
+Command is the time from an observation's stamp to the command sent, on ROS 2 to its arrival at the
+plant; a fifth of a period of it (at most 4 ms) is the offset from stamp to deadline. CPU is of one core:
+control thread in-process, the whole processes policy and guard on ROS 2."""
 
 
 @dataclasses.dataclass
@@ -84,27 +95,51 @@ class Measured:
             self.shares[name].append(values)
 
     @property
-    def late_percent(self) -> float:
-        """Late and missed deadlines of all deadlines [%]."""
-        missed = sum(part.missed for part in self.parts)
-        late = sum(part.late_ticks for part in self.parts)
-        return (
-            100.0 * (late + missed) / (missed + sum(len(p.ticks) for p in self.parts))
-        )
+    def bad(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Deadlines not kept and all deadlines, of each turn; (turns, 2)."""
+        return np.array([part.bad for part in self.parts], float)
 
-    def row(self, bare: Measured) -> tuple[object, ...]:
+    def row(self, baseline: str, bare: Measured) -> tuple[object, ...]:
         """Figures of the table, from "achieved" on."""
         seconds = sum(part.seconds for part in self.parts)
         jitter = [np.abs(np.diff(p.ticks) - p.period_ns) for p in self.parts]
         return (
             sum(len(part.ticks) for part in self.parts) / seconds,
-            self.late_percent,
-            self.late_percent - bare.late_percent,
+            float(late_percent(self.bad)),
+            baseline,
+            *late_difference(self.bad, bare.bad),
             sum(part.missed for part in self.parts),
             *quantiles(jitter),
             *quantiles([part.latency for part in self.parts]),
             100.0 * sum(part.cpu_s for part in self.parts) / seconds,
         )
+
+
+def late_percent(bad: Any) -> Any:
+    """Share of deadlines not kept [%]; (..., turns, 2) -> (...)."""
+    kept, every = bad.sum(-2)[..., 0], bad.sum(-2)[..., 1]
+    return 100.0 * kept / np.maximum(every, 1.0)
+
+
+def late_difference(bad: Any, baseline: Any) -> tuple[float, float, float]:
+    """Difference of the shares of deadlines not kept [points], and its 95 % interval.
+
+    The interval is that of a bootstrap over turns; a turn and the baseline's turn beside it go
+    together, because the machine's load is theirs alike.
+
+    Args:
+        bad: (turns, 2) deadlines not kept, all deadlines.
+        baseline: the same of the baseline.
+    """
+    turns = len(bad)
+    drawn = np.random.default_rng(0).integers(turns, size=(BOOTSTRAPS, turns))
+    many = late_percent(bad[drawn]) - late_percent(baseline[drawn])  # (BOOTSTRAPS,)
+    low, high = np.quantile(many, (0.025, 0.975))
+    return (
+        float(late_percent(bad) - late_percent(baseline)),
+        float(low),
+        float(high),
+    )
 
 
 def quantiles(values: Sequence[Any]) -> tuple[float | None, ...]:
@@ -115,59 +150,70 @@ def quantiles(values: Sequence[Any]) -> tuple[float | None, ...]:
     return tuple(float(q) for q in np.quantile(together * 1e-3, (0.5, 0.99, 1.0)))
 
 
-def measure(
-    artifact: Artifact,
-    seconds: float,
-    options: LoopOptions,
-    realtime: RealTime,
-    *,
-    ros: bool,
-) -> dict[str, Callable[[Measured], None]]:
-    """The loops of one rate, each as a function that measures one part."""
+Turn = Callable[[], None]
+
+
+@contextmanager
+def open_loops(
+    artifact: Artifact, arguments: argparse.Namespace, realtime: RealTime
+) -> Iterator[tuple[dict[str, Turn], Mapping[str, Measured]]]:
+    """The loops of one rate and scheduling: one turn of each, and what they measure.
+
+    What is measured on ROS 2 is there when the context is left.
+    """
+    seconds = arguments.seconds / arguments.turns
+    options = LoopOptions(arguments.replan_every or None, arguments.sample_ahead)
     period_ns = round(artifact.interface.control_period_s * 1e9)
-
-    def on_ros(into: Measured) -> None:
-        from loop_ros import run_ros  # needs rclpy's packages
-
-        part, processes, received = run_ros(artifact, seconds, options, realtime)
-        into.add(part)
-        into.shares["command, at the plant"].append(received)
-        for name, share in processes.items():
-            into.processes[name].append(share)
-
-    loops: dict[str, Callable[[Measured], None]] = {
-        BARE: lambda into: into.add(run_bare(period_ns, seconds, realtime)),
-        BUS: lambda into: into.add(InProcess(artifact, options, realtime).run(seconds)),
+    found: dict[str, Measured] = defaultdict(Measured)
+    loops: dict[str, Turn] = {
+        BARE: lambda: found[BARE].add(run_bare(period_ns, seconds, realtime)),
+        BUS: lambda: found[BUS].add(
+            InProcess(artifact, options, realtime).run(seconds)
+        ),
     }
-    return loops | ({ROS: on_ros} if ros else {})
+    if arguments.swaps:
+        count = -(-arguments.swaps // arguments.turns)
+        swaps = SwapLoop(artifact, options, realtime, count)
+        loops[SWAPS] = lambda: found[SWAPS].add(swaps.run(seconds))
+    if arguments.no_ros or arguments.swaps:
+        yield loops, found
+        return
+    from loop_ros import RosLoop  # needs rclpy's packages
+
+    ros = RosLoop(artifact, options, realtime)
+    try:
+        yield loops | {ROS: lambda: ros.run(seconds)}, found
+        for part, processes in ros.finish():
+            found[ROS].add(part)
+            for name, share in processes.items():
+                found[ROS].processes[name].append(share)
+    finally:
+        ros.close()
 
 
 def run_rate(
     artifact: Artifact, arguments: argparse.Namespace, schedulers: dict[str, RealTime]
 ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
     """Rows of both tables for one rate."""
-    options = LoopOptions(arguments.replan_every or None, arguments.sample_ahead)
     rate = 1.0 / artifact.interface.control_period_s
-    part_s = arguments.seconds / arguments.turns
-    found: dict[tuple[str, str], Measured] = defaultdict(Measured)
-    for _ in range(arguments.turns):
-        for scheduling, realtime in schedulers.items():
-            loops = measure(
-                artifact, part_s, options, realtime, ros=not arguments.no_ros
-            )
-            for name, loop in loops.items():
-                loop(found[scheduling, name])
     rows: list[tuple[object, ...]] = []
     shares: list[tuple[object, ...]] = []
-    for (scheduling, name), measured in found.items():
-        bare = found[scheduling, BARE]
-        rows.append((rate, scheduling, name, *measured.row(bare)))
-        for share, values in measured.shares.items():
-            shares.append((rate, scheduling, name, f"{share} [us]", *quantiles(values)))
-        for process, cpu in measured.processes.items():
-            text = f"CPU of process {process} [%]"
-            figure = 100.0 * float(np.mean(cpu))
-            shares.append((rate, scheduling, name, text, figure, None, None))
+    for scheduling, realtime in schedulers.items():
+        with open_loops(artifact, arguments, realtime) as (loops, found):
+            names = list(loops)
+            for turn in range(arguments.turns):
+                first = turn % len(names)
+                for name in names[first:] + names[:first]:
+                    loops[name]()
+        for name in names:
+            measured, baseline = found[name], BUS if name == SWAPS else BARE
+            head = (rate, scheduling, name)
+            rows.append((*head, *measured.row(baseline, found[baseline])))
+            for share, values in measured.shares.items():
+                shares.append((*head, f"{share} [us]", *quantiles(values)))
+            for process, cpu in measured.processes.items():
+                text, figure = f"CPU of process {process} [%]", float(np.mean(cpu))
+                shares.append((*head, text, 100.0 * figure, None, None))
     return rows, shares
 
 
@@ -181,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain = load_interface(arguments.robot)
     rows: list[tuple[object, ...]] = []
     shares: list[tuple[object, ...]] = []
-    for rate in arguments.rate:
+    if arguments.swaps and not arguments.replan_every:
+        arguments.replan_every = 1  # weights change between chunks: let there be many
+    for rate in chain.from_iterable(arguments.rate):
         interface = dataclasses.replace(plain, control_period_s=1 / rate)
         artifact = random_artifact(
             interface, arguments.widths, arguments.chunk, arguments.steps
@@ -192,12 +240,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     widths = " x ".join(map(str, arguments.widths))
     about = machine("onnxruntime", "numpy") | {
         "seconds": arguments.seconds,
+        "turns": arguments.turns,
         "robot": arguments.robot,
         "net": widths,
         "flow steps": arguments.steps,
         "chunk": arguments.chunk,
         "replan every": arguments.replan_every or arguments.chunk,
         "sample ahead": arguments.sample_ahead,
+        "swaps asked for": arguments.swaps,
         "fifo": "; ".join(refused) or ("left out" if arguments.no_fifo else "granted"),
     }
     if arguments.json:
@@ -216,15 +266,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="qam bench loop", description=__doc__)
     add = parser.add_argument
-    add("--rate", type=_numbers(float), default=[50.0, 100.0, 250.0, 500.0])
+    rates = [[50.0, 100.0, 250.0, 500.0]]
+    add("--rate", type=_numbers(float), nargs="+", default=rates, help="[Hz]")
     add("--seconds", type=float, default=30.0, help="of each variant")
-    add("--turns", type=int, default=2, help="parts they are cut into")
+    add("--turns", type=int, default=12, help="parts they are cut into")
     add("--robot", default="ur5e_2f85", help="its control period is replaced")
     add("--widths", type=_numbers(int), default=[256, 256], help="of the network")
     add("--steps", type=int, default=10, help="flow steps; 1 costs as a one-step head")
     add("--chunk", type=int, default=5, help="actions in a chunk")
     add("--replan-every", type=int, default=0, help="actions used of each; 0: all")
     add("--sample-ahead", action="store_true", help="sample on a thread of its own")
+    add("--swaps", type=int, default=0, help="exchanges of weights, without ROS")
     add("--no-ros", action="store_true", help="only the in-process bus")
     add("--no-fifo", action="store_true", help="only ordinary scheduling")
     add("--json", action="store_true")
@@ -233,7 +285,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _numbers(kind: type[Any]) -> Callable[[str], list[Any]]:
     def read(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",") if part]
 
     return read
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from qam_ros.contract.artifact import Artifact
 from qam_ros.contract.interface import RobotInterface
 from qam_ros.contract.messages import ActionProposal, EpisodeEvent
 from qam_ros.contract.transition import EpisodeKind
-from qam_ros.nodes.policy_control import LATE, PolicyControl
+from qam_ros.nodes.policy_control import PolicyControl
 from qam_ros.runtime.bus import Bus
 from qam_ros.runtime.guard_config import guard_config
 from qam_ros.runtime.guard_core import GuardCore
 from qam_ros.runtime.guard_types import GuardOutput
 from qam_ros.runtime.phase import PhasePacer
 from qam_ros.runtime.planner import ThreadPlanner
-from qam_ros.runtime.policy import PolicyCore
+from qam_ros.runtime.policy import PolicyCore, Swap
 from qam_ros.runtime.realtime import RealTime, SteadyClock, enter
 from qam_ros.runtime.sampler import OnnxSampler
-from qam_ros.runtime.timing import read_timing
+from qam_ros.runtime.timing import LATE, read_timing
 
 SETTLE_S = 0.3
 """Left out at the start of every part [s]."""
@@ -49,6 +49,7 @@ class Part:
     Args:
         seconds: its length.
         period_ns: control period.
+        deadlines: (n,) deadlines of the ticks; where one is missing, there was no tick.
         ticks: (n,) starts of the ticks.
         late: (n,) end of publication after the deadline.
         latency: (m,) observation stamp to command.
@@ -58,6 +59,7 @@ class Part:
 
     seconds: float
     period_ns: int
+    deadlines: Values
     ticks: Values
     late: Values
     latency: Values
@@ -66,13 +68,20 @@ class Part:
 
     @property
     def missed(self) -> int:
-        """Deadlines without a tick."""
-        return int((np.round(np.diff(self.ticks) / self.period_ns) - 1).clip(0).sum())
+        """Deadlines without a tick; a tick that is late is still the tick of its own deadline."""
+        gaps = np.round(np.diff(self.deadlines) / self.period_ns)
+        return int((gaps - 1).clip(0).sum())
 
     @property
     def late_ticks(self) -> int:
         """Ticks that published more than a fifth of a period late."""
         return int((self.late * LATE > self.period_ns).sum())
+
+    @property
+    def bad(self) -> tuple[int, int]:
+        """Deadlines that were not kept, late or missed, each counted once; all deadlines."""
+        missed = self.missed
+        return self.late_ticks + missed, len(self.ticks) + missed
 
 
 def sensor_values(
@@ -113,7 +122,7 @@ def may_use(realtime: RealTime) -> tuple[str, ...]:
 def run_bare(period_ns: int, seconds: float, realtime: RealTime) -> Part:
     """A loop that sleeps to the deadline and does nothing else, on a thread like the policy's."""
     ticks: list[int] = []
-    late: list[int] = []
+    deadlines: list[int] = []
     cpu: list[float] = []
 
     def loop() -> None:
@@ -126,7 +135,7 @@ def run_bare(period_ns: int, seconds: float, realtime: RealTime) -> Part:
             clock.sleep_until(pacer.deadline_ns)
             now_ns = clock.now_ns()
             ticks.append(now_ns)
-            late.append(now_ns - pacer.deadline_ns)
+            deadlines.append(pacer.deadline_ns)
             pacer.advance(now_ns, None, now_ns)
         cpu.append(time.thread_time())
 
@@ -135,8 +144,8 @@ def run_bare(period_ns: int, seconds: float, realtime: RealTime) -> Part:
     thread.join()
     kept = np.array(ticks) >= ticks[0] + SETTLE_S * 1e9
     share = cpu[0] * seconds / (seconds + SETTLE_S)
-    starts, lateness = np.array(ticks, float)[kept], np.array(late, float)[kept]
-    return Part(seconds, period_ns, starts, lateness, np.zeros(0), share, {})
+    starts, due = np.array(ticks, float)[kept], np.array(deadlines, float)[kept]
+    return Part(seconds, period_ns, due, starts, starts - due, np.zeros(0), share, {})
 
 
 class BusClock(SteadyClock):
@@ -162,10 +171,15 @@ class InProcess:
         artifact: the policy, with the control period to measure.
         options: how it uses its chunks.
         realtime: what the control thread asks of the system.
+        swapped: told of every exchange of weights, on the control thread.
     """
 
     def __init__(
-        self, artifact: Artifact, options: LoopOptions, realtime: RealTime
+        self,
+        artifact: Artifact,
+        options: LoopOptions,
+        realtime: RealTime,
+        swapped: Callable[[Swap], None] = lambda _: None,
     ) -> None:
         self.interface = artifact.interface
         self._realtime = realtime
@@ -190,10 +204,10 @@ class InProcess:
             replan_every=options.replan_every,
             planner=self._planner,
         )
-        self._control = PolicyControl(
+        self.control = PolicyControl(
             core,
             publish=self._publish,
-            swapped=lambda _swap: None,
+            swapped=swapped,
             bad_chunk=lambda: None,
             clock_ns=time.monotonic_ns,
             lockstep=False,
@@ -207,16 +221,16 @@ class InProcess:
         stop = threading.Event()
         robot = threading.Thread(target=self._play_robot, args=(stop,))
         robot.start()
-        self._control.start()
+        self.control.start()
         started_ns = time.monotonic_ns()
         time.sleep(seconds + SETTLE_S)
-        self._control.stop()
+        self.control.stop()
         stop.set()
         robot.join()
         if self._planner is not None:
             self._planner.close()
         with tempfile.TemporaryDirectory() as folder:
-            self._control.timing.write(Path(folder))
+            self.control.timing.write(Path(folder))
             series = read_timing(Path(folder) / "policy_timing.npz")
         from_ns = started_ns + round(SETTLE_S * 1e9)
         sent = np.array([t for t, _ in self.commands])
@@ -243,14 +257,14 @@ class InProcess:
     def _play_robot(self, stop: threading.Event) -> None:
         enter(self._realtime.below())
         stamp_ns = time.monotonic_ns()
-        for listener in (self._control, self._guard):
+        for listener in (self.control, self._guard):
             listener.on_event(start_event(stamp_ns))
         tick = 0
         while not stop.is_set():
             SteadyClock().sleep_until(stamp_ns)
             values = sensor_values(self.interface, tick)
             self._guard.on_measured(stamp_ns, values)
-            self._control.on_observation(stamp_ns, values)
+            self.control.on_observation(stamp_ns, values)
             stamp_ns += self.period_ns
             tick += 1
 
@@ -271,9 +285,10 @@ def part_of(
     late = series["publish_lateness_ns"][kept].astype(float)
     shares = {
         "wake-up after the deadline": woke,
-        "wait for late sensors": waited,
+        "taking in sensors": waited,
         "sampling, publishing": late - woke - waited,
         "sampling a chunk": series["sample_ns"].astype(float),
     }
     ticks = series["tick_ns"][kept].astype(float)
-    return Part(seconds, period_ns, ticks, late, latency, cpu_s, shares)
+    due = ticks - woke - waited
+    return Part(seconds, period_ns, due, ticks, late, latency, cpu_s, shares)

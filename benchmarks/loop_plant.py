@@ -16,6 +16,7 @@ import rclpy
 from loop_inprocess import sensor_values, start_event
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from std_srvs.srv import Trigger
 
 from qam_ros.contract.interface import load_interface
 from qam_ros.contract.messages import EpisodeEvent
@@ -30,6 +31,8 @@ from qam_ros.runtime.timing import TimingRing, write_timing
 
 READERS: Final = 2
 """Guard and policy."""
+RESET_S: Final = 0.2
+"""After a pause of the whole graph the guard has stopped; so much later it is reset [s]."""
 
 
 class LightPlant:
@@ -58,6 +61,9 @@ class LightPlant:
         self._events = self.node.create_publisher(
             ros_type(EpisodeEvent), "episode_event", qos.HISTORY
         )
+        self._reset: Any = self.node.create_client(Trigger, "guard/reset")
+        self._reset_ns = 0
+        self._received_ns = TimingRing(200_000)
         self._latency = TimingRing(200_000)
         self._lateness = TimingRing(200_000)
         for topic, codec in command_codecs(interface).items():
@@ -69,6 +75,7 @@ class LightPlant:
         def received(message: Any) -> None:
             stamp_ns, _ = codec.decode(message)
             if stamp_ns is not None:
+                self._received_ns.append(time.monotonic_ns())
                 self._latency.append(now_ns(self.node) - stamp_ns)
 
         return received
@@ -91,12 +98,26 @@ class LightPlant:
                 if topic in values:
                     publisher.publish(codec.encode(stamp_ns, values[topic]))
             tick += 1
-            pacer.advance(time.monotonic_ns(), None)
-        series = {"latency_ns": self._latency, "lateness_ns": self._lateness}
+            self._reset_after_pause(pacer)
+        series = {
+            "received_ns": self._received_ns,
+            "latency_ns": self._latency,
+            "lateness_ns": self._lateness,
+        }
         write_timing(
             self._run_dir / "loop_plant.npz",
             {name: np.asarray(ring.values()) for name, ring in series.items()},
         )
+
+    def _reset_after_pause(self, pacer: PhasePacer) -> None:
+        """Go on to the next deadline; have the guard reset where many were missed."""
+        skipped, here_ns = pacer.skipped, time.monotonic_ns()
+        pacer.advance(here_ns, None)
+        if (pacer.skipped - skipped) * self.period_ns > 500_000_000:
+            self._reset_ns = here_ns + round(RESET_S * 1e9)
+        if self._reset_ns and here_ns >= self._reset_ns:
+            self._reset_ns = 0
+            self._reset.call_async(Trigger.Request())
 
 
 def run(robot: str, run_dir: str, priority: str) -> None:

@@ -9,12 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from loop_inprocess import SETTLE_S, LoopOptions, Part, part_of
+from loop_inprocess import LoopOptions, Part, part_of
 
 from qam_ros.contract.artifact import Artifact, write_artifact
 from qam_ros.contract.errors import ConfigError
@@ -27,38 +26,81 @@ from qam_ros.runtime.timing import read_timing
 
 START_S = 60.0
 STOP_S = 15.0
+RESUME_S = 0.8
+"""Left out after a pause: the guard stops, and is reset [s]."""
+FINISH_S = 0.1
+"""After a turn: its last tick is published before the graph is stopped [s]."""
 NAMES = ("plant", "guard", "policy")
 
 
-def run_ros(
-    artifact: Artifact, seconds: float, options: LoopOptions, realtime: RealTime
-) -> tuple[Part, Mapping[str, float], np.ndarray[Any, Any]]:
-    """Run the graph for some time.
+class RosLoop:
+    """The graph, started once and stopped by SIGSTOP between its turns: then it costs the others nothing.
 
-    Returns:
-        The policy's ticks with the guard's latencies; CPU share of each process; latencies as the
-        plant sees them [ns].
+    Args:
+        artifact: the policy, with the control period to measure.
+        options: how it uses its chunks.
+        realtime: what the nodes ask of the system.
 
     Raises:
         TimeoutError: the guard did not begin to command.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with graph(artifact, folder, options, realtime) as children:
-            _wait_for_commands(folder, children)
-            time.sleep(SETTLE_S)
-            from_ns, before = time.monotonic_ns(), _cpu_s(children)
-            time.sleep(seconds)
-            shares = {n: (t - before[n]) / seconds for n, t in _cpu_s(children).items()}
-        policy = read_timing(folder / "policy_timing.npz")
-        guard = read_timing(folder / "guard_timing.npz")
-        plant = read_timing(folder / "loop_plant.npz")
-    period_ns = round(artifact.interface.control_period_s * 1e9)
-    newest = round(seconds * 1e9 / period_ns)
-    latency = guard["latency_ns"][-newest:].astype(float)
-    cpu_s = (shares["policy"] + shares["guard"]) * seconds
-    part = part_of(policy, from_ns, seconds, period_ns, latency, cpu_s)
-    return part, shares, plant["latency_ns"][-newest:].astype(float)
+
+    def __init__(
+        self, artifact: Artifact, options: LoopOptions, realtime: RealTime
+    ) -> None:
+        self._period_ns = round(artifact.interface.control_period_s * 1e9)
+        self._windows: list[tuple[int, float, dict[str, float]]] = []
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            self._graph = stack.enter_context(ExitStack())
+            started = graph(artifact, self._folder, options, realtime)
+            self._children = self._graph.enter_context(started)
+            _wait_for_commands(self._folder, self._children)
+            self._stack = stack.pop_all()
+        self._signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        """End the graph, whatever happened."""
+        self._stack.close()
+
+    def run(self, seconds: float) -> None:
+        """Let the graph run for some time, and remember when."""
+        self._signal(signal.SIGCONT)
+        time.sleep(RESUME_S)
+        from_ns, before = time.monotonic_ns(), _cpu_s(self._children)
+        time.sleep(seconds)
+        shares = {
+            name: (used - before[name]) / seconds
+            for name, used in _cpu_s(self._children).items()
+        }
+        self._windows.append((from_ns, seconds, shares))
+        time.sleep(FINISH_S)
+        self._signal(signal.SIGSTOP)
+
+    def finish(self) -> list[tuple[Part, Mapping[str, float]]]:
+        """End the graph.
+
+        Returns:
+            Of each turn the policy's ticks, with latencies as the plant sees them; CPU share of each
+            process.
+        """
+        self._graph.close()
+        policy = read_timing(self._folder / "policy_timing.npz")
+        plant = read_timing(self._folder / "loop_plant.npz")
+        found: list[tuple[Part, Mapping[str, float]]] = []
+        for from_ns, seconds, shares in self._windows:
+            end_ns = from_ns + round(seconds * 1e9)
+            received_ns = plant["received_ns"]
+            kept = (received_ns >= from_ns) & (received_ns < end_ns)
+            latency = plant["latency_ns"][kept].astype(float)
+            cpu_s = (shares["policy"] + shares["guard"]) * seconds
+            part = part_of(policy, from_ns, seconds, self._period_ns, latency, cpu_s)
+            found.append((part, shares))
+        return found
+
+    def _signal(self, number: signal.Signals) -> None:
+        for child in self._children.values():
+            os.kill(child.pid, number)
 
 
 @contextmanager
@@ -96,6 +138,8 @@ def graph(
         yield children
     finally:
         for child in children.values():
+            if child.exit_code() is None:
+                os.kill(child.pid, signal.SIGCONT)
             child.ask_to_stop(signal.SIGTERM)
         for child in children.values():
             if child.wait(STOP_S) is None:

@@ -34,11 +34,11 @@ from qam_train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from qam_train.finite import check_parameters
 from qam_train.offline_trainer import OFFLINE, OfflineTrainer
 from qam_train.suite.cell import offline_config
 from qam_train.suite.cell_config import CellConfig
 from qam_train.suite.data import dataset_files, load
-from qam_train.finite import check_parameters
 from qam_train.suite.folder import read_json, write_json
 from qam_train.suite.hardware import find_device, numerics
 from qam_train.suite.protocol import load_protocol

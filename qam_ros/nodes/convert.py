@@ -142,6 +142,4 @@ def _plain(name: str, ros_name: str) -> tuple[Writer, Reader]:
 
 
 def _floats(values: messages.Floats) -> array.array[float]:
-    result = array.array("f")
-    result.frombytes(np.ascontiguousarray(values, dtype=np.float32).tobytes())
-    return result
+    return array.array("f", np.asarray(values, dtype=np.float32).tobytes())

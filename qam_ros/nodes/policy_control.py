@@ -21,7 +21,7 @@ from qam_ros.runtime.realtime import (
     describe,
     enter,
 )
-from qam_ros.runtime.timing import TimingRing, periods, quantiles, write_timing
+from qam_ros.runtime.timing import LATE, TimingRing, periods, quantiles, write_timing
 
 TIMING_FILE: Final = "policy_timing.npz"
 CAPACITY: Final = 200_000
@@ -29,8 +29,6 @@ LONGEST_SLEEP_NS: Final = 100_000_000
 """A thread that shall end does so within this time [ns]."""
 WINDOW: Final = 1000
 """Ticks that the figures of the diagnostics look back."""
-LATE: Final = 5
-"""A tick is late when it has published more than a period / LATE behind its deadline."""
 NAMES: Final = (
     "tick_ns",
     "lateness_ns",
@@ -46,8 +44,8 @@ class PolicyTiming:
     """Times of the ticks, all in nanoseconds.
 
     ``tick_ns`` start (monotonic), ``lateness_ns`` wake-up after the deadline, ``publish_lateness_ns``
-    publication after the deadline, ``sensor_wait_ns`` wait for sensors that were late, ``sample_ns``
-    sampling of each new chunk, ``swap_ns`` of each swap.
+    publication after the deadline, ``sensor_wait_ns`` from wake-up to the start, taking in what the
+    sensors have sent, ``sample_ns`` sampling of each new chunk, ``swap_ns`` of each swap.
 
     Args:
         period_ns: control period [ns].
@@ -57,8 +55,9 @@ class PolicyTiming:
         self._rings = {name: TimingRing(CAPACITY) for name in NAMES}
         self._rings["swap_ns"] = TimingRing(10_000)
         self._period_ns = period_ns
+        self._seen_ns = -1
         self.late = 0
-        self.late_sensors = 0
+        self.repeated = 0
         self.skipped = 0
 
     def tick(self, tick_ns: int, sample_ns: int) -> None:
@@ -67,22 +66,23 @@ class PolicyTiming:
         if sample_ns:
             self._rings["sample_ns"].append(sample_ns)
 
+    def observed(self, stamp_ns: int) -> None:
+        """Note the stamp of a tick's observation [ns]; one seen before is counted in ``repeated``."""
+        self.repeated += stamp_ns == self._seen_ns
+        self._seen_ns = stamp_ns
+
     def deadline(self, woke_ns: int, sensor_wait_ns: int, published_ns: int) -> None:
         """Note how a tick kept its deadline.
 
         Args:
-            woke_ns: from the deadline to the start [ns].
-            sensor_wait_ns: wait for sensors, part of what follows [ns].
+            woke_ns: from the deadline to the wake-up [ns].
+            sensor_wait_ns: from there to the start, taking in sensors [ns].
             published_ns: from the deadline to the end of publication [ns].
         """
         self._rings["lateness_ns"].append(woke_ns)
         self._rings["sensor_wait_ns"].append(sensor_wait_ns)
         self._rings["publish_lateness_ns"].append(published_ns)
-        late = LATE * published_ns > self._period_ns
-        self.late += late
-        self.late_sensors += (
-            late and LATE * (published_ns - sensor_wait_ns) <= self._period_ns
-        )
+        self.late += LATE * published_ns > self._period_ns
 
     def swap(self, swap_ns: int) -> None:
         """Note a swap."""
@@ -99,7 +99,7 @@ class PolicyTiming:
         }
         figures: dict[str, object] = {"ticks": ticks.count}
         figures |= {"late ticks": self.late, "skipped ticks": self.skipped}
-        figures |= {"late ticks, sensors late": self.late_sensors}
+        figures |= {"ticks without new sensors": self.repeated}
         for name, values in series.items():
             for key, value in quantiles(values * 1e-6).items():
                 figures[f"{name} {key} [ms]"] = value
@@ -127,6 +127,9 @@ class PolicyControl:
         realtime: what the thread asks of the system in real time; None for the defaults.
         steady: time of the deadlines.
         warn: told what was not granted.
+        failed: told, in words, why the thread has ended; nothing is proposed any more.
+        sense: in real time, brings what the sensors have sent to ``on_observation`` when a tick is
+            due, without waiting for any of it; None where it comes by itself.
     """
 
     def __init__(
@@ -142,6 +145,8 @@ class PolicyControl:
         realtime: RealTime | None = None,
         steady: SteadyClock | None = None,
         warn: Callable[[str], object] = _logger.warning,
+        failed: Callable[[str], object] = _logger.critical,
+        sense: Callable[[], object] | None = None,
     ) -> None:
         self.core = core
         self.running = False
@@ -156,16 +161,25 @@ class PolicyControl:
         self._realtime = realtime or RealTime()
         self._steady = steady or SteadyClock()
         self._warn = warn
+        self._failed = failed
+        self._sense = sense
         self._quiet = QuietInterpreter()
         self.problems: tuple[str, ...] = ()
+        self.failure = ""
         self.scheduling = "not started"
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self.timing = PolicyTiming(self._period_ns)
 
+    @property
+    def longest_pause_ns(self) -> int:
+        """Longest collection of garbage between ticks so far [ns]."""
+        return self._quiet.longest_ns
+
     def start(self) -> None:
         """Start ticking."""
         self.running = True
+        self.failure = ""
         if not self._lockstep and self._realtime.collect_between_ticks:
             self._quiet.start()
         self._thread = threading.Thread(
@@ -186,11 +200,22 @@ class PolicyControl:
         return True
 
     def run(self) -> None:
-        """Tick until ``running`` is false; the body of the thread."""
-        if self._lockstep:
-            self._run_lockstep()
-        else:
-            self._run_real_time()
+        """Tick until ``running`` is false; the body of the thread.
+
+        An error ends it, since a chunk or a phase may be half made; never without a word.
+        """
+        try:
+            if self._lockstep:
+                self._run_lockstep()
+            else:
+                self._run_real_time()
+        except Exception as problem:
+            self.running = False
+            self.failure = (
+                f"the control thread ended: {type(problem).__name__}: {problem}"
+            )
+            _logger.exception("the control thread ended")
+            self._failed(self.failure)
 
     def on_observation(self, stamp_ns: int, values: Mapping[str, Fields]) -> None:
         """As ``PolicyCore.on_observation``."""
@@ -219,6 +244,7 @@ class PolicyControl:
                 proposal = self.core.tick(self._clock_ns())
             self._publish(proposal)
             self._finish(started_ns)
+            self._tell()
 
     def _run_real_time(self) -> None:
         self.problems = enter(self._realtime)
@@ -230,19 +256,18 @@ class PolicyControl:
             self._tick_real_time(pacer)
 
     def _sleep_until(self, deadline_ns: int) -> bool:
-        """Wait for a deadline, and not for messages; whether to go on."""
+        """Wait for a deadline; whether to go on."""
         while self.running and (now_ns := self._steady.now_ns()) < deadline_ns:
             self._steady.sleep_until(min(deadline_ns, now_ns + LONGEST_SLEEP_NS))
         return self.running
 
     def _tick_real_time(self, pacer: PhasePacer) -> None:
+        """One tick with the newest observation there is; sensors that are late are not waited for."""
         deadline_ns = pacer.deadline_ns
         woke_ns = self._steady.now_ns()
+        if self._sense is not None:
+            self._sense()
         with self._condition:
-            self._condition.wait_for(  # at most when the sensors are late
-                lambda: not self.running or self.core.assembler.fresh,
-                timeout=0.25e-9 * self._period_ns,
-            )
             started_ns = self._steady.now_ns()
             due_ns = self._clock_ns() - started_ns + deadline_ns
             proposal = self.core.tick(due_ns)
@@ -251,22 +276,28 @@ class PolicyControl:
         self.timing.deadline(
             woke_ns - deadline_ns, started_ns - woke_ns, published_ns - deadline_ns
         )
+        lag_ns = None
+        if proposal.observation.size:
+            lag_ns = due_ns - proposal.stamp_ns
+            self.timing.observed(proposal.stamp_ns)
+        self._finish(started_ns)
         with self._condition:
             self.core.look_ahead()
-        self._finish(started_ns)
+        self._tell()
         self._quiet.after_tick(published_ns)
-        seen = proposal.observation.size > 0
-        lag_ns = due_ns - proposal.stamp_ns if seen else None
         pacer.advance(self._steady.now_ns(), lag_ns, started_ns)
         self.timing.skipped = pacer.skipped
 
     def _finish(self, started_ns: int) -> None:
-        """What can wait until the proposal is out."""
+        """Note a tick when its proposal is out; weights that failed are taken back before the next."""
         self.timing.tick(started_ns, self.core.sample_ns)
+        if self.core.bad_chunks > self._bad_chunks:
+            self._bad_chunks = self.core.bad_chunks
+            self._bad_chunk()
+
+    def _tell(self) -> None:
+        """Tell about a swap."""
         swap = self.core.take_swap()
         if swap is not None:
             self.timing.swap(swap.swap_ns)
             self._swapped(swap)
-        if self.core.bad_chunks > self._bad_chunks:
-            self._bad_chunks = self.core.bad_chunks
-            self._bad_chunk()

@@ -7,6 +7,7 @@ stops it and writes the timing; cleanup lets go of everything. Only an active no
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from qam_ros.contract.messages import (
     PolicyUpdate,
 )
 from qam_ros.nodes import qos
+from qam_ros.nodes.newest import NewestMessages
 from qam_ros.nodes.parameters import (
     COMMON,
     REALTIME,
@@ -35,16 +37,28 @@ from qam_ros.nodes.parameters import (
     read_parameters,
 )
 from qam_ros.nodes.policy_control import PolicyControl
-from qam_ros.nodes.process import Stop
-from qam_ros.nodes.ros import Diagnostics, Report, Wiring, autostart, now_ns, spin_node
+from qam_ros.nodes.process import REFUSED, Stop
+from qam_ros.nodes.ros import (
+    Diagnostics,
+    Level,
+    Report,
+    Wiring,
+    autostart,
+    now_ns,
+    spin_node,
+)
 from qam_ros.nodes.sensors import observed_codecs
-from qam_ros.runtime.backends import open_sampler
+from qam_ros.runtime.backends import Machine, open_sampler
 from qam_ros.runtime.planner import ThreadPlanner
 from qam_ros.runtime.policy import Candidate, PolicyCore
 from qam_ros.runtime.realtime import enter, enter_others
 from qam_ros.runtime.sampler import OnnxSampler, verify
 from qam_ros.runtime.update_parts import Offer
 from qam_ros.runtime.updates import PolicyUpdates
+
+Offers = queue.Queue[Offer | None]
+WAITING: Final = 4
+"""Whole updates that wait to be judged; each may take megabytes, and the learner offers again."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,8 @@ class PolicySettings(RealTimeSettings):
     hmac_key: str
     threads: int
     backend: str
+    engine_cache: str
+    replay: bool
 
 
 TABLE: Final = (
@@ -114,8 +130,10 @@ TABLE: Final = (
     Parameter(
         "backend",
         "onnx",
-        "What runs the network: onnx, onnx-cuda, or tensorrt after qam compile.",
+        "What runs the network: onnx, onnx-int8, onnx-cuda, or tensorrt after qam compile.",
     ),
+    Parameter("engine_cache", "", "Folder of engines, as of qam compile --cache."),
+    Parameter("replay", default=True, description="Replay a captured CUDA graph."),
 )
 
 
@@ -133,14 +151,15 @@ class PolicyNode(LifecycleNode):
             )
         self._lockstep = bool(self.get_parameter("use_sim_time").value)
         self._wiring = Wiring(self, warn=not self._lockstep)
-        self._offers: queue.Queue[Offer | None] = queue.Queue(maxsize=4)
+        self._offers: Offers = queue.Queue(maxsize=WAITING)
         self._worker: threading.Thread | None = None
         self._control: PolicyControl | None = None
+        self._sensors: NewestMessages | None = None
         self._planner: ThreadPlanner | None = None
         self._offering = threading.Lock()
         self._problem = ""
         if self._settings.autostart and not autostart(self):
-            self.exit_code = 1
+            self.exit_code = REFUSED
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load, verify and warm up; then listen. Inactive follows."""
@@ -150,7 +169,10 @@ class PolicyNode(LifecycleNode):
             self.get_logger().error(str(problem))
             return TransitionCallbackReturn.FAILURE
         self._connect(core)
-        self._worker = threading.Thread(target=self._judge, name="updates", daemon=True)
+        self._offers = queue.Queue(maxsize=WAITING)
+        self._worker = threading.Thread(
+            target=self._judge, args=(self._offers,), name="updates", daemon=True
+        )
         self._worker.start()
         return super().on_configure(state)
 
@@ -183,14 +205,17 @@ class PolicyNode(LifecycleNode):
         """Stop the threads, write the timing, leave all topics."""
         self._stop_control()
         if self._worker is not None:
-            self._offers.put(None)
+            with contextlib.suppress(queue.Empty):  # what waits is not judged any more
+                while True:
+                    self._offers.get_nowait()
+            self._offers.put_nowait(None)
             self._worker.join(timeout=0.5)
             self._worker = None
         if self._planner is not None:
             self._planner.close()
             self._planner = None
         self._wiring.destroy()
-        self._control = None
+        self._control = self._sensors = None
 
     def _stop_control(self) -> None:
         if self._control is None or not self._control.stop():
@@ -204,7 +229,13 @@ class PolicyNode(LifecycleNode):
         interface = artifact.interface
         if settings.robot:
             interface = load_interface(settings.robot, settings.overlay or None)
-        sampler = open_sampler(artifact, settings.backend, threads=settings.threads)
+        sampler = open_sampler(
+            artifact,
+            settings.backend,
+            threads=settings.threads,
+            machine=Machine.of(settings.engine_cache),
+            replay=settings.replay,
+        )
         error = verify(sampler, artifact)
         if settings.sample_ahead and not self._lockstep:
             below = self._realtime.below()
@@ -245,26 +276,46 @@ class PolicyNode(LifecycleNode):
             phase_offset_ns=round(self._settings.phase_offset_s * 1e9),
             realtime=self._realtime,
             warn=self.get_logger().warning,
+            failed=self._on_failure,
+            sense=self._take_sensors,
         )
-        sensors = qos.LOCKSTEP_IN if self._lockstep else qos.SENSOR_IN
         # Events first: of several messages that wait, the executor takes those listed first.
         wiring.listen(EpisodeEvent, "episode_event", control.on_event, qos.EVENT_IN)
-        for codec in observed_codecs(core.interface).values():
-            wiring.read(codec, control.on_observation, sensors)
+        codecs = observed_codecs(core.interface).values()
+        if self._lockstep:
+            for codec in codecs:
+                wiring.read(codec, control.on_observation, qos.LOCKSTEP_IN)
+        else:
+            self._sensors = NewestMessages(self, codecs, control.on_observation)
+            wiring.add(self._sensors)
         wiring.listen(PolicyUpdate, "policy_update", self._on_update, qos.UPDATE)
         wiring.service(Trigger, "~/rollback", self._on_rollback)
         wiring.add(Diagnostics(self, self._diagnose))
 
+    def _take_sensors(self) -> None:
+        """Control thread, in real time."""
+        if self._sensors is not None:
+            self._sensors.take()
+
+    def _on_failure(self, problem: str) -> None:
+        """Control thread, at its end: so does the process, for whoever restarts it."""
+        self.get_logger().fatal(f"{problem}; the process ends")
+        self.exit_code = 1
+
     def _on_update(self, message: PolicyUpdate) -> None:
+        """Executor: never waits for the worker, since events wait here, too."""
         result = self._updates.receive(message)
         if isinstance(result, PolicyStatus):
             self._publish_status(result)
         elif result is not None:
-            self._offers.put(result)
+            try:
+                self._offers.put_nowait(result)
+            except queue.Full:
+                self._updates.put_off(result)
 
-    def _judge(self) -> None:
+    def _judge(self, offers: Offers) -> None:
         """Worker thread: whatever takes longer than a tick allows."""
-        while (offer := self._offers.get()) is not None:
+        while (offer := offers.get()) is not None:
             try:
                 self._settle(self._updates.judge(offer))
             except Exception as problem:  # noqa: BLE001 - the next update needs this thread
@@ -290,10 +341,14 @@ class PolicyNode(LifecycleNode):
 
     def _roll_back(self) -> tuple[bool, str]:
         with self._offering:
-            candidate = self._updates.rollback()
-            if candidate is None or self._control is None:
+            control = self._control
+            candidate = self._updates.rollback() if control is not None else None
+            if candidate is None or control is None:
                 return False, "no earlier version is kept"
-            self._control.offer(candidate)
+            # A version that never ran is refused: no swap will tell. Before the offer, or the
+            # status after the swap could be followed by this older one.
+            self._publish_status(self._updates.status)
+            control.offer(candidate)
         return True, f"version {candidate.version} runs from the next chunk on"
 
     def _publish_status(self, status: PolicyStatus) -> None:
@@ -308,20 +363,25 @@ class PolicyNode(LifecycleNode):
             "swaps": updates.swaps,
             "refused": updates.refused,
             "ignored, of other runs": updates.ignored,
+            "put off, busy with others": updates.put_off_count,
             "last refusal": updates.last_refusal,
             "last verdict": updates.last_verdict,
             "chunks not finite": core.bad_chunks,
             "chunks too old": core.old_chunks,
             "actions skipped": core.skipped_actions,
+            "longest collection of garbage [ms]": control.longest_pause_ns * 1e-6,
             "control thread": control.scheduling,
             "not granted": "; ".join(control.problems),
             "malformed messages": self._wiring.malformed
+            + (0 if self._sensors is None else self._sensors.malformed)
             + sum(core.assembler.rejected.values()),
             **control.timing.summary(),
         }
+        if control.failure:
+            return Level.ERROR, control.failure, values
         if self._problem:
             return False, self._problem, values
-        if core.bad_chunks:
+        if core.gives_bad_chunks:
             return False, "the policy gives chunks that are not finite", values
         if control.problems:
             return False, control.problems[0], values

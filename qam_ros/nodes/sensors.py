@@ -8,12 +8,14 @@ whatever order the message has them in.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from rclpy.serialization import deserialize_message
 
 from qam_ros.contract.blocks import Source
 from qam_ros.contract.errors import InterfaceError
@@ -26,6 +28,7 @@ from qam_ros.contract.fields import (
 )
 from qam_ros.contract.robot_interface import RobotInterface
 from qam_ros.nodes.convert import from_time, to_time
+from qam_ros.nodes.raw import LITTLE_ENDIAN, READERS, joint_names
 
 FloatArray = npt.NDArray[np.float64]
 ODOMETRY: Final = "nav_msgs/msg/Odometry"
@@ -62,12 +65,14 @@ class TopicCodec:
             importlib.import_module(f"{package}.msg"), name
         )
         self.stamped = items[0].type not in UNSTAMPED
+        self._read_raw = READERS.get(items[0].type)
         self._frames = _frames(pairs) if self.stamped else {}
         self._joints = joints.pop() if joints else ()
         self.fields = {
             item.field: field_components(item.type, item.field, f"topic '{self.topic}'")
             for item in items
         }
+        self._raw_names = b""
         self._names: list[str] = []
         self._order: npt.NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 
@@ -78,24 +83,46 @@ class TopicCodec:
             InterfaceError: a joint is missing, an array has another length than the names, or the
                 message says that it is in another frame than the interface.
         """
-        for path, frame in self._frames.items():
-            found = attrgetter(path)(message)
-            if found not in ("", frame):
-                raise InterfaceError(
-                    f"topic '{self.topic}': {path} '{found}', the robot interface expects '{frame}'; "
-                    "have the driver publish in that frame, or transform its messages"
-                )
+        for path in self._frames:
+            self._check_frame(path, attrgetter(path)(message))
         stamp_ns = from_time(message.header.stamp) if self.stamped else None
         fields = {}
         for path, components in self.fields.items():
             value = attrgetter(path)(message)
             if components == BY_JOINT:
-                fields[path] = self._by_joint(message, path, value)
+                self._find_joints(message.name)
+                fields[path] = self._by_joint(path, value)
             elif components == BY_ELEMENT:
                 fields[path] = np.array(value, dtype=np.float64)
             else:
                 fields[path] = np.array([getattr(value, name) for name in components])
         return stamp_ns, fields
+
+    def decode_raw(self, data: bytes) -> tuple[int | None, dict[str, FloatArray]]:
+        """As ``decode``, of a message as it came over the wire; the arrays are not to be written to.
+
+        Raises:
+            InterfaceError: as ``decode``, or the message is cut short.
+        """
+        if self._read_raw is None or data[:2] != LITTLE_ENDIAN:
+            return self.decode(deserialize_message(data, self.message_type))
+        try:
+            message = self._read_raw(data)
+            if self._joints and message.names != self._raw_names:
+                self._find_joints(joint_names(message.names))
+                self._raw_names = message.names
+        except (struct.error, ValueError) as problem:
+            raise InterfaceError(
+                f"topic '{self.topic}': a message of {len(data)} bytes is cut short: {problem}"
+            ) from problem
+        for path in self._frames:
+            self._check_frame(path, message.frames[path])
+        fields = message.fields
+        if self._joints:
+            return message.stamp_ns, {
+                p: self._by_joint(p, fields[p]) for p in self.fields
+            }
+        return message.stamp_ns, {path: fields[path] for path in self.fields}
 
     def encode(self, stamp_ns: int, fields: Mapping[str, npt.ArrayLike]) -> Any:
         """Message with a stamp [ns] (if the type has one) and raw fields."""
@@ -117,25 +144,36 @@ class TopicCodec:
                     setattr(target, name, number)
         return message
 
-    def _by_joint(self, message: Any, path: str, value: Any) -> FloatArray:
-        names = message.name
-        if names != self._names:
-            missing = [joint for joint in self._joints if joint not in names]
-            if missing:
-                raise InterfaceError(
-                    f"topic '{self.topic}': joints {missing} are not among {list(names)}; "
-                    "check the joint names of the robot interface"
-                )
-            self._order = np.array(
-                [names.index(joint) for joint in self._joints], dtype=np.intp
+    def _check_frame(self, path: str, found: str) -> None:
+        frame = self._frames[path]
+        if found not in ("", frame):
+            raise InterfaceError(
+                f"topic '{self.topic}': {path} '{found}', the robot interface expects '{frame}'; "
+                "have the driver publish in that frame, or transform its messages"
             )
-            self._names = list(names)
-        if len(value) != len(names):
+
+    def _find_joints(self, names: Sequence[str]) -> None:
+        """Look up where the joints are; drivers seldom change their order."""
+        if names == self._names:
+            return
+        missing = [joint for joint in self._joints if joint not in names]
+        if missing:
+            raise InterfaceError(
+                f"topic '{self.topic}': joints {missing} are not among {list(names)}; "
+                "check the joint names of the robot interface"
+            )
+        self._order = np.array(
+            [names.index(joint) for joint in self._joints], dtype=np.intp
+        )
+        self._names = list(names)
+
+    def _by_joint(self, path: str, value: Sequence[float] | FloatArray) -> FloatArray:
+        if len(value) != len(self._names):
             raise InterfaceError(
                 f"topic '{self.topic}': field '{path}' has {len(value)} values for "
-                f"{len(names)} joints"
+                f"{len(self._names)} joints"
             )
-        return np.array(value, dtype=np.float64)[self._order]
+        return np.asarray(value, dtype=np.float64)[self._order]
 
 
 def _frames(sources: Iterable[tuple[Source, str]]) -> dict[str, str]:

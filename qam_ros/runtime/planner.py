@@ -84,8 +84,14 @@ class ThreadPlanner:
         self._thread.join(timeout=0.5)
 
     def _run(self) -> None:
-        if self._prepare is not None:
-            self._prepare()
+        try:
+            if self._prepare is not None:
+                self._prepare()
+            self._make_chunks()
+        except Exception as problem:  # noqa: BLE001 - raised where the chunk is taken
+            self._problem = problem
+
+    def _make_chunks(self) -> None:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._closed or self._job is not None)
@@ -93,11 +99,7 @@ class ThreadPlanner:
                     return
                 (observation, noise), self._job = self._job, None
             started_ns = time.perf_counter_ns()
-            try:
-                chunk = self._sampler.sample(observation, noise)
-            except Exception as problem:  # noqa: BLE001 - raised where it is taken
-                self._problem = problem
-                return
+            chunk = self._sampler.sample(observation, noise)
             spent_ns = time.perf_counter_ns() - started_ns
             with self._condition:
                 self._result = (chunk, spent_ns)

@@ -3,7 +3,8 @@
 
 Every tick gives a proposal. It carries an action inside an episode, on a complete and finite
 observation; between episodes it only shows the observation. Weights change at a chunk boundary,
-never inside a chunk. Not thread-safe; whoever drives it from two threads holds a lock.
+never inside a chunk; in real time never before a tick's proposal is out, either. Not thread-safe;
+whoever drives it from two threads holds a lock.
 
 Aligned in time, the action of a chunk with index i belongs to the tick nearest to stamp + i T, with
 the stamp of the observation that the chunk was made from: old sensors or a slow sampler cost the
@@ -89,8 +90,7 @@ class PolicyCore:
         session: uuid of this policy process (16 bytes); None for a new one.
         align: execute each action at the time it was planned for; see above. For real time, where
             ``tick`` is told the time in the domain of the stamps.
-        planner: makes the chunks ahead, while ticks go on; then whoever drives the core calls
-            ``look_ahead`` after each tick. None samples in the tick. Needs ``align``.
+        planner: makes the chunks ahead, while ticks go on. None samples in the tick. Needs ``align``.
         steady_ns: measures how long something took [ns].
 
     Raises:
@@ -134,6 +134,7 @@ class PolicyCore:
         self._plan: _Plan | None = None
         self._epoch = 0
         self._base_ns = 0
+        self._bad_before = 0
         self._seen: Observation | None = None
         self._slowness_ns: deque[int] = deque(maxlen=LEAD_SAMPLES)
         self._tick = 0
@@ -162,7 +163,10 @@ class PolicyCore:
                 self._last_stamp_ns = None
 
     def offer(self, candidate: Candidate) -> None:
-        """Change to these weights at the next chunk boundary; a candidate still waiting is dropped."""
+        """Change to these weights at the next chunk boundary; a candidate still waiting is dropped.
+
+        In real time that is the next one at the end of a tick, see ``look_ahead``.
+        """
         self._pending = candidate
 
     def take_swap(self) -> Swap | None:
@@ -185,6 +189,11 @@ class PolicyCore:
         return stamp_ns <= self._event.stamp_ns
 
     @property
+    def gives_bad_chunks(self) -> bool:
+        """The weights that run now gave a chunk that was not finite."""
+        return self.bad_chunks > self._bad_before
+
+    @property
     def skipped_actions(self) -> int:
         """Actions left out because their time had passed when it was their turn."""
         return self._queue.skipped
@@ -202,7 +211,7 @@ class PolicyCore:
             self._last_stamp_ns is not None
             and 2 * (stamp_ns - self._last_stamp_ns) > 3 * self._period_ns
         )
-        if gap and self._planner is None:
+        if gap and not self._align:  # aligned, time itself moves the chunk on
             self._queue.clear()
         self._last_stamp_ns = stamp_ns
         self.sample_ns = 0
@@ -213,10 +222,10 @@ class PolicyCore:
             due = self._next_action(observation, now_ns)
         else:
             self._drop()
-            if self._planner is None:
-                self._exchange()
-            else:
+            if self._planner is not None:
                 self._take_plan(self._planner, now_ns)
+            elif self._lockstep:
+                self._exchange()
         if due is not None:
             action, version = due.action, due.version
             chunk_id, index = due.chunk_id, due.index
@@ -250,13 +259,18 @@ class PolicyCore:
         )
 
     def look_ahead(self) -> None:
-        """With a planner: begin the next chunk when it is time; call after the proposal is out.
+        """In real time: what the next tick shall find done; call after the proposal is out.
 
-        That is a tick earlier than the slowest of the last chunks would have needed.
-        Weights are exchanged here, since nothing is being sampled.
+        Weights are exchanged when the next tick begins a chunk: a copy takes longer than a proposal may
+        wait for at high rates. With a planner the next chunk is begun when it is time, a tick earlier
+        than the slowest of the last chunks would have needed, with weights exchanged before.
         """
         planner = self._planner
-        if planner is None or planner.busy:
+        if planner is None:
+            if self._queue.at_boundary:
+                self._exchange()
+            return
+        if planner.busy:
             return
         if self._seen is None:
             self._exchange()
@@ -280,8 +294,9 @@ class PolicyCore:
         return None if self._queue.at_boundary else self._queue.pop()
 
     def _new_chunk(self, observation: Observation, now_ns: int) -> None:
-        """Swap if weights wait, then sample."""
-        self._exchange()
+        """Sample; in lockstep, where time stands still meanwhile, with the newest weights."""
+        if self._lockstep:
+            self._exchange()
         noise = self._generator.standard_normal(self._noise_size, dtype=np.float32)
         started_ns = self._steady_ns()
         chunk = self._sampler.sample(observation.values, noise)
@@ -339,4 +354,5 @@ class PolicyCore:
         self._sampler.load(candidate.flat)
         swap_ns = self._steady_ns() - started_ns
         self.version = candidate.version
+        self._bad_before = self.bad_chunks
         self._swap = Swap(candidate.version, candidate.probe_change, swap_ns)

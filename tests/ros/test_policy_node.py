@@ -7,120 +7,12 @@ import time
 
 import numpy as np
 import pytest
+from policy_rig import PERIOD_NS, Rig
 
 from qam_ros.contract.artifact import read_artifact
-from qam_ros.contract.messages import (
-    ActionProposal,
-    EpisodeEvent,
-    EpisodeKind,
-    PolicyStatus,
-    PolicyUpdate,
-)
-from qam_ros.contract.weights import encode_weights
+from qam_ros.contract.messages import ActionProposal, EpisodeKind
 from qam_ros.runtime.sampler import OnnxSampler
 from qam_ros.runtime.timing import read_timing
-from qam_ros.runtime.update_parts import GOLDEN_NAME, split_update
-
-PERIOD_NS = 100_000_000
-
-
-class Rig:
-    """A base's sensors and a learner around one policy process."""
-
-    def __init__(self, graph, artifact):
-        from qam_ros.nodes import qos
-        from qam_ros.nodes.convert import from_ros, ros_type, to_ros
-        from qam_ros.nodes.sensors import sensor_codecs
-
-        self.graph, self.to_ros = graph, to_ros
-        self.artifact = artifact
-        self.k = 0
-        self.proposals, self.statuses = [], []
-        received = (
-            (ActionProposal, "action_proposal", self.proposals, qos.HISTORY),
-            (PolicyStatus, "policy_status", self.statuses, qos.STATUS),
-        )
-        for kind, topic, seen, profile in received:
-            graph.node.create_subscription(
-                ros_type(kind),
-                topic,
-                lambda message, kind=kind, seen=seen: seen.append(
-                    from_ros(message, kind)
-                ),
-                profile,
-            )
-        self.codec = sensor_codecs(artifact.interface)["odom"]
-        self.odom = graph.publisher(
-            self.codec.message_type, "odom", qos.SENSOR_OUT, peers=1
-        )
-        self.events = graph.publisher(
-            ros_type(EpisodeEvent), "episode_event", qos.HISTORY, peers=1
-        )
-        self.updates = graph.publisher(
-            ros_type(PolicyUpdate), "policy_update", qos.UPDATE, peers=1
-        )
-
-    def sense(self):
-        self.k += 1
-        position = {"pose.pose.position": [0.1 * self.k, 1.0, 0.0]}
-        stamp_ns = 10**9 + self.k * PERIOD_NS
-        self.odom.publish(self.codec.encode(stamp_ns, position))
-
-    def answered(self):
-        self.sense()
-        self.graph.spin(0.05)
-        return bool(self.proposals)
-
-    def start(self):
-        """Meet the policy with idle ticks, then begin an episode with the next step."""
-        assert self.graph.wait(self.answered)
-        self.graph.spin(0.2)
-        self.proposals.clear()
-        self.event(EpisodeKind.START)
-        return self
-
-    def event(self, kind, episode=1):
-        stamp_ns = 10**9 + (self.k + 1) * PERIOD_NS
-        event = EpisodeEvent(stamp_ns, episode, kind, False, False, False, 0, 0.0)
-        self.events.publish(self.to_ros(event))
-
-    def step(self):
-        before = len(self.proposals)
-        self.sense()
-        assert self.graph.wait(lambda: len(self.proposals) > before, 5.0)
-        return self.proposals[-1]
-
-    def offer(self, version, parent, *, amount=0.02, broken=""):
-        weights = {name: value.copy() for name, value in self.artifact.weights.items()}
-        weights["0/bias"] += np.float32(amount)
-        sampler, golden = OnnxSampler(self.artifact), self.artifact.golden
-        sampler.set_weights(weights)
-        chunks = sampler.sample_all(golden.observations, golden.noise)
-        if broken == "weights":
-            weights["0/bias"][0] = np.nan
-        if broken == "chunks":
-            chunks += np.float32(0.01)
-        for part in split_update(
-            encode_weights({**weights, GOLDEN_NAME: chunks}),
-            run_id="online",
-            version=version,
-            parent_version=parent,
-            part_bytes=1000,
-        ):
-            self.updates.publish(self.to_ros(part))
-
-    def verdict(self, version):
-        """Status that decides a version, ticking meanwhile: weights change between chunks."""
-
-        def decided():
-            self.sense()
-            self.graph.spin(0.03)
-            return any(
-                status.offered_version == version for status in self.statuses[1:]
-            )
-
-        assert self.graph.wait(decided)
-        return self.statuses[-1]
 
 
 @pytest.fixture
@@ -158,10 +50,21 @@ def test_good_weights_are_swapped_in_and_rolled_back(rig):
     rig.offer(old + 1, old)
     status = rig.verdict(old + 1)
     assert (status.accepted, status.running_version, status.swaps) == (True, old + 1, 1)
-    assert rig.step().policy_version == old + 1
+    assert rig.diagnosed(
+        lambda message, values: (
+            message == "proposing"
+            and f"version {old + 1}: accepted" in values["last verdict"]
+        )
+    )
+    while rig.step().chunk_index != 1:  # in the middle of a chunk
+        pass
+    assert rig.proposals[-1].policy_version == old + 1
     answer = rig.graph.call(Trigger, "/policy/rollback")
     assert answer.success
+    seen = len(rig.proposals)
     assert rig.graph.wait(lambda: rig.step().policy_version == old)
+    after = [(p.policy_version, p.chunk_index) for p in rig.proposals[seen:]]
+    assert after == [(old + 1, 2), (old, 0)]  # at the next chunk, not before
     assert rig.graph.wait(lambda: rig.statuses[-1].running_version == old)
     assert not rig.graph.call(Trigger, "/policy/rollback").success
 
@@ -170,9 +73,6 @@ def test_good_weights_are_swapped_in_and_rolled_back(rig):
     ("broken", "words"), [("weights", "NaN"), ("chunks", "golden chunks are")]
 )
 def test_bad_weights_are_refused_in_status_and_diagnostics(rig, broken, words):
-    from diagnostic_msgs.msg import DiagnosticArray
-
-    seen = rig.graph.collect(DiagnosticArray, "/diagnostics")
     old = rig.artifact.manifest.policy_version
     rig.offer(old + 1, old, broken=broken)
     status = rig.verdict(old + 1)
@@ -180,11 +80,15 @@ def test_bad_weights_are_refused_in_status_and_diagnostics(rig, broken, words):
     assert words in status.reason
     assert rig.step().policy_version == old
 
-    def reported():
-        values = {v.key: v.value for a in seen for s in a.status for v in s.values}
-        return words in values.get("last refusal", "")
+    def reported(_, values):
+        refused = f"version {old + 1}: refused" in values["last verdict"]
+        return (
+            refused
+            and words in values["last verdict"]
+            and words in values["last refusal"]
+        )
 
-    assert rig.graph.wait(reported, 5.0)
+    assert rig.diagnosed(reported)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -216,6 +120,28 @@ def test_in_real_time_the_policy_ticks_with_the_control_period(
     assert np.median(np.diff(ticks)) == pytest.approx(PERIOD_NS, rel=0.05)
 
 
+def test_in_real_time_the_newest_message_is_there_at_each_tick(
+    graph, spawn, base_artifact
+):
+    spawn("policy_node", {"artifact": base_artifact})
+    rig = Rig(graph, read_artifact(base_artifact))
+    assert rig.graph.wait(lambda: rig.proposals)
+    stamps = []
+    for _ in range(20):
+        for _ in range(3):  # sensors three times as fast as ticks
+            stamps.append(graph.node.get_clock().now().nanoseconds)
+            position = {"pose.pose.position": [1e-9 * stamps[-1] % 10.0, 1.0, 0.0]}
+            rig.odom.publish(rig.codec.encode(stamps[-1], position))
+            rig.graph.spin(PERIOD_NS / 3e9)
+    seen = [p.stamp_ns for p in rig.proposals if p.observation.size]
+    assert len(seen) > 10
+    assert set(seen) <= set(stamps)
+    assert seen == sorted(seen)
+    # with the newest one: of about sixty messages every third is seen
+    assert len(set(seen)) > 10
+    assert np.median(np.diff(seen)) == pytest.approx(PERIOD_NS, rel=0.4)
+
+
 def test_what_the_system_does_not_grant_is_said_and_the_policy_runs_on(
     graph, spawn, base_artifact
 ):
@@ -233,7 +159,9 @@ def test_what_the_system_does_not_grant_is_said_and_the_policy_runs_on(
     values = {v.key: v.value for v in reported()[-1].values}
     assert "core 4000 is not among those" in values["not granted"]
     assert values["control thread"].startswith("ordinary")
-    assert {"late ticks", "skipped ticks", "actions skipped"} <= values.keys()
+    counts = {"late ticks", "skipped ticks", "actions skipped"}
+    assert counts | {"ticks without new sensors"} <= values.keys()
+    assert float(values["longest collection of garbage [ms]"]) >= 0.0
     before = len(proposals)
     assert graph.wait(lambda: len(proposals) > before + 3)
     assert process.stop() == 0
@@ -272,6 +200,34 @@ def test_only_an_active_policy_proposes(graph, spawn, base_artifact):
     assert len(rig.proposals) == seen
     assert change(Transition.TRANSITION_CLEANUP)
     assert graph.wait(lambda: graph.node.count_publishers("action_proposal") == 0)
+
+
+def test_a_version_rolled_back_before_its_swap_is_refused_and_never_runs(rig):
+    from std_srvs.srv import Trigger
+
+    old = rig.step().policy_version  # a chunk begins: no swap before it ends
+    rig.offer(old + 1, old)
+    assert rig.graph.wait(lambda: rig.graph.call(Trigger, "/policy/rollback").success)
+    assert rig.graph.wait(lambda: rig.statuses[-1].offered_version == old + 1)
+    status = rig.statuses[-1]
+    assert (status.running_version, status.accepted) == (old, False)
+    assert status.reason == "rolled back before it ran"
+    assert {rig.step().policy_version for _ in range(7)} == {old}
+    rig.offer(old + 2, old)
+    assert rig.verdict(old + 2).accepted
+
+
+def test_the_status_after_a_rollback_names_the_version_that_was_left(rig):
+    from std_srvs.srv import Trigger
+
+    old = rig.step().policy_version
+    rig.offer(old + 1, old)
+    assert rig.verdict(old + 1).accepted
+    assert rig.graph.call(Trigger, "/policy/rollback").success
+    assert rig.graph.wait(lambda: rig.step().policy_version == old)
+    assert rig.graph.wait(lambda: rig.statuses[-1].running_version == old)
+    status = rig.statuses[-1]
+    assert (status.offered_version, status.accepted) == (old + 1, True)
 
 
 @pytest.mark.parametrize(

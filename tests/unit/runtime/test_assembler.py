@@ -38,16 +38,11 @@ def test_ages_are_counted_from_the_newest_block(assembler, helpers):
     assert assembler.common_stamp_ns() is None
 
 
-def test_freshness_needs_every_topic_since_the_last_observation(assembler, helpers):
+def test_an_observation_needs_every_topic_once(assembler, helpers):
     assembler.update(1, helpers.pose())
     assert not assembler.complete
-    assert not assembler.fresh
     assembler.update(1, helpers.joints())
     assert assembler.complete
-    assert assembler.fresh
-    assembler.observe()
-    assembler.update(2, helpers.pose())
-    assert not assembler.fresh
 
 
 @pytest.mark.parametrize(
