@@ -65,9 +65,9 @@ def to_message() -> Callable[[Any], Any]:
     return to_ros
 
 
-def tick_of(artifact: Artifact) -> Callable[[], object]:
+def tick_of(artifact: Artifact, sampler: OnnxSampler) -> Callable[[], object]:
     """One whole tick of the policy that samples a chunk."""
-    sampler, bus = OnnxSampler(artifact), Bus()
+    bus = Bus()
     core = PolicyCore(artifact, sampler, 0, replan_every=1)
     values, fill = message_values(artifact.interface), to_message()
     period_ns = round(artifact.manifest.control_period_s * 1e9)
@@ -140,14 +140,14 @@ def chunk_rows(
 
 
 def tick_rows(net: str, artifact: Artifact, runs: int) -> list[Row]:
-    """A whole tick against the sampler alone."""
+    """A whole tick against the sampler alone: the same one, as a robot has one set of weights."""
     sampler, golden = OnnxSampler(artifact), artifact.golden
     timings = interleave(
         {
             "sampler alone": lambda: sampler.sample(
                 golden.observations[0], golden.noise[0]
             ),
-            "whole tick": tick_of(artifact),
+            "whole tick": tick_of(artifact, sampler),
         },
         runs,
         10,

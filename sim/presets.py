@@ -18,7 +18,7 @@ from qam_ros.contract.interface import load_interface
 from sim.recipes import Recipe, check_expert, kinds_of, make_recipe
 from sim.worlds import WORLDS, world_info
 
-# The data of config/demo.yaml and of protocol `small`: one attempt in five aims at the goal.
+# The data of protocol `small`, made as those of config/demo.yaml: one attempt in five aims at the goal.
 DEMO = "cube-single-demo"
 _DEMO_SETTINGS = {
     "goal_probability": 0.2,

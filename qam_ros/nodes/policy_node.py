@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -157,6 +158,7 @@ class PolicyNode(LifecycleNode):
         self._sensors: NewestMessages | None = None
         self._planner: ThreadPlanner | None = None
         self._offering = threading.Lock()
+        self._backend: Callable[[], str] = str
         self._problem = ""
         if self._settings.autostart and not autostart(self):
             self.exit_code = REFUSED
@@ -237,6 +239,7 @@ class PolicyNode(LifecycleNode):
             replay=settings.replay,
         )
         error = verify(sampler, artifact)
+        self._backend = lambda: sampler.backend  # int8 says whether it runs yet
         if settings.sample_ahead and not self._lockstep:
             below = self._realtime.below()
             self._planner = ThreadPlanner(sampler, lambda: enter(below))
@@ -360,6 +363,7 @@ class PolicyNode(LifecycleNode):
         core = control.core
         values: dict[str, object] = {
             "version": core.version,
+            "backend": self._backend(),
             "swaps": updates.swaps,
             "refused": updates.refused,
             "ignored, of other runs": updates.ignored,

@@ -170,9 +170,9 @@ def test_command_line_lists_the_presets(capsys):
     assert re.search(r"puzzle-3x3-noisy +1,000,000 +1 +1,000", capsys.readouterr().out)
 
 
-def test_the_demo_s_preset_is_the_data_of_its_settings():
+def test_the_demo_s_preset_is_made_as_the_demo_s_data_are():
     preset = find_preset("cube-single-demo")
     demo = yaml.safe_load((bringup_folder().parent / "demo.yaml").read_text())["data"]
-    assert preset.rows == demo.pop("rows")
+    assert preset.rows <= demo.pop("rows")  # the suite's cells train less
     settings = preset.recipe().settings()
     assert {name: settings[name] for name in demo} == demo
