@@ -43,8 +43,8 @@ from qam_train.deployed import (
     policy_sizes,
     rounding,
 )
+from qam_train.export_sources import FILES, find_data
 from qam_train.export_sources import find_checkpoint as find_checkpoint
-from qam_train.export_sources import find_data
 from qam_train.export_sources import source_commit as source_commit
 from qam_train.graphs.builder import Precision
 from qam_train.graphs.policy import Policy
@@ -336,7 +336,7 @@ def command(argv: Sequence[str]) -> int:
     data = arguments.dataset or find_data(path, metadata)
     found = read_dataset_manifest(data)
     trained_on = metadata.get("dataset_hash", found.sha256)
-    if trained_on != found.sha256:
+    if found.sha256 not in (trained_on, *metadata.get(FILES, ())):
         raise ArtifactError(
             f"{data}: sha256 of its rows is {found.sha256}, the checkpoint was trained on {trained_on}; give "
             "that dataset with --dataset"

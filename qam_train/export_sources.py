@@ -15,6 +15,10 @@ PLACE = "dataset"
 """Metadata key of a checkpoint: where its data lay; what they are says their hash."""
 
 
+FILES = "dataset_files"
+"""Metadata key of a checkpoint trained on several files: the hash of each; any of them gives probes."""
+
+
 def source_commit() -> str:
     """Commit of the checkout this module lies in, 'unknown' outside one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]

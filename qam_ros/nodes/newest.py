@@ -2,8 +2,8 @@
 """The newest message of every sensor topic, taken by the thread that needs it when it needs it.
 
 An executor that calls back for every message holds the interpreter while it does so, and sensors of one
-stamp come just before the deadline that waits for them. Here the middleware keeps one message per topic,
-in threads that need no interpreter, and the control thread takes them at the start of its tick: nothing
+stamp come just before the deadline that waits for them. Here the middleware keeps the last messages of each
+topic, in threads that need no interpreter, and the control thread takes them at the start of its tick: nothing
 in Python runs between two ticks.
 """
 
@@ -20,9 +20,11 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from qam_ros.contract.errors import InterfaceError
 from qam_ros.nodes.sensors import FloatArray, TopicCodec
 
+DEPTH: Final = 16
+"""Messages kept of a topic: several publishers may share one, and not each has what is wanted."""
 NEWEST_IN: Final = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
-    depth=1,
+    depth=DEPTH,
     reliability=ReliabilityPolicy.BEST_EFFORT,
 )
 """Reads from any driver, best effort or reliable; the middleware keeps what is newest."""
@@ -67,24 +69,24 @@ class NewestMessages:
         ]
 
     def take(self) -> None:
-        """Pass on what has come since the last call; waits for nothing."""
+        """Pass on the newest message of each topic that fits; waits for nothing."""
         for codec, subscription in self._topics:
-            handle = subscription.handle
-            with handle:
-                taken = handle.take_message(codec.message_type, True)  # noqa: FBT003 - raw
-            if taken is None:
-                continue
-            try:
-                stamp_ns, fields = codec.decode_raw(taken[0])
-            except InterfaceError as problem:
-                self.malformed += 1
+            problem: InterfaceError | None = None
+            for data in reversed(_waiting(codec, subscription)):
+                try:
+                    stamp_ns, fields = codec.decode_raw(data)
+                except InterfaceError as found:
+                    problem = problem or found
+                    self.malformed += 1
+                    continue
+                assert stamp_ns is not None  # the contract observes stamped types only
+                self._callback(stamp_ns, {codec.topic: fields})
+                break
+            if problem is not None:
                 self._node.get_logger().warning(
                     f"message on '{codec.topic}' refused: {problem}",
                     throttle_duration_sec=5.0,
                 )
-                continue
-            assert stamp_ns is not None  # the contract observes stamped types only
-            self._callback(stamp_ns, {codec.topic: fields})
 
     def destroy(self) -> None:
         """End the subscriptions; call when nobody takes any more."""
@@ -104,6 +106,18 @@ class _Unattended(CallbackGroup):
 
     def ending_execution(self, entity: object) -> None:
         """Nothing of it is ever executed."""
+
+
+def _waiting(codec: TopicCodec, subscription: Any) -> list[bytes]:
+    """What has come since the last call, the oldest first."""
+    handle, found = subscription.handle, []
+    with handle:
+        while len(found) < DEPTH:
+            taken = handle.take_message(codec.message_type, True)  # noqa: FBT003 - raw
+            if taken is None:
+                break
+            found.append(taken[0])
+    return found
 
 
 def _never_called(message: object) -> None:

@@ -105,7 +105,7 @@ class TopicCodec:
             InterfaceError: as ``decode``, or the message is cut short.
         """
         if self._read_raw is None or data[:2] != LITTLE_ENDIAN:
-            return self.decode(deserialize_message(data, self.message_type))
+            return self.decode(self._deserialise(data))
         try:
             message = self._read_raw(data)
             if self._joints and message.names != self._raw_names:
@@ -123,6 +123,15 @@ class TopicCodec:
                 p: self._by_joint(p, fields[p]) for p in self.fields
             }
         return message.stamp_ns, {path: fields[path] for path in self.fields}
+
+    def _deserialise(self, data: bytes) -> Any:
+        try:
+            return deserialize_message(data, self.message_type)
+        except Exception as problem:
+            # Raw messages come unseen by the middleware, and it has errors of its own.
+            raise InterfaceError(
+                f"topic '{self.topic}': a message of {len(data)} bytes cannot be read: {problem}"
+            ) from problem
 
     def encode(self, stamp_ns: int, fields: Mapping[str, npt.ArrayLike]) -> Any:
         """Message with a stamp [ns] (if the type has one) and raw fields."""
@@ -165,7 +174,7 @@ class TopicCodec:
         self._order = np.array(
             [names.index(joint) for joint in self._joints], dtype=np.intp
         )
-        self._names = list(names)
+        self._names, self._raw_names = list(names), b""
 
     def _by_joint(self, path: str, value: Sequence[float] | FloatArray) -> FloatArray:
         if len(value) != len(self._names):

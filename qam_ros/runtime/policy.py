@@ -156,6 +156,7 @@ class PolicyCore:
     def on_event(self, event: EpisodeEvent) -> None:
         """Take in an episode event; what is left of the chunk is dropped."""
         self._drop()
+        self._seen = None  # no chunk ahead from an observation of before
         self._event = event
         if event.kind == EpisodeKind.START:
             self._start_ns = event.stamp_ns

@@ -28,6 +28,7 @@ from qam_train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from qam_train.export_sources import FILES
 from qam_train.finite import check_parameters
 from qam_train.offline_config import OfflineConfig
 from qam_train.offline_trainer import OFFLINE, OfflineTrainer
@@ -238,7 +239,12 @@ class _Cell:
         write_checkpoint(
             checkpoint_path(directory, step),
             tensors,
-            {**metadata, "suite": suite, "dataset_hash": self.data.sha256},
+            {
+                **metadata,
+                "suite": suite,
+                "dataset_hash": self.data.sha256,
+                FILES: self.data.hashes,
+            },
         )
         for path in checkpoints(directory)[:-1]:
             if path != checkpoint_path(directory, self.config.offline_updates):

@@ -44,6 +44,7 @@ class CellData:
     Attributes:
         files: dataset directories, in order.
         sha256: of the rows of all files.
+        hashes: sha256 of the rows of each file.
         observation_size: O.
 
     Raises:
@@ -60,6 +61,7 @@ class CellData:
         self.files = dataset_files(config.data, root)
         self._manifests = survey(self.files, config.world)
         self.sha256 = combined_sha256(self._manifests)
+        self.hashes = [manifest.sha256 for manifest in self._manifests]
         self.observation_size = self._manifests[0].interface.observation_size
         self._last = max(
             config.behaviour_updates, config.offline_updates + config.online_steps

@@ -138,3 +138,44 @@ def test_big_endian_is_left_to_rclpy(monkeypatch):
     message = make_message(codec, np.random.default_rng(6))
     monkeypatch.setattr(sensors, "deserialize_message", lambda data, kind: message)
     same(codec.decode_raw(b"\x00\x00\x00\x00" + bytes(80)), codec.decode(message))
+
+
+@pytest.mark.parametrize("data", [b"", bytes(4), bytes(4) + b"\xff" * 20])
+def test_what_no_encoding_can_read_is_refused_too(data):
+    with pytest.raises(InterfaceError, match="bytes cannot be read"):
+        make_codec("sensor_msgs/msg/JointState").decode_raw(data)
+
+
+def test_drivers_of_two_encodings_do_not_mix_their_joints_up():
+    codec = make_codec("sensor_msgs/msg/JointState")
+    generator = np.random.default_rng(7)
+    message = make_message(codec, generator)
+    other = make_message(codec, generator, names=JOINTS[::-1])
+    expected = codec.decode(message)
+    for _ in range(2):
+        same(codec.decode_raw(to_wire(message)), expected)
+        codec.decode(other)  # as a message in the other byte order is read
+
+
+def test_a_topic_of_two_publishers_gives_the_newest_message_that_fits(graph):
+    from sensor_msgs.msg import JointState
+
+    from qam_ros.nodes.newest import NewestMessages
+
+    codec = make_codec("sensor_msgs/msg/JointState")
+    arm = make_message(codec, np.random.default_rng(8))
+    gripper = JointState(name=["finger"], position=[0.1], velocity=[0.0], effort=[0.0])
+    taken = []
+    newest = NewestMessages(graph.node, [codec], lambda *found: taken.append(found))
+    publisher = graph.publisher(JointState, codec.topic, 10, peers=1)
+    for number in (1, 2, 3):
+        arm.header.stamp.sec = number
+        for message in (arm, gripper, gripper):
+            publisher.publish(message)
+    assert graph.wait(lambda: newest.take() or taken)
+    graph.spin(0.2)
+    newest.take()
+    stamps = [stamp_ns // 10**9 for stamp_ns, _ in taken]
+    assert stamps[-1] == 3
+    assert newest.malformed > 0
+    newest.destroy()

@@ -93,6 +93,26 @@ def test_deadlines_settle_behind_the_observations_the_shorter_way(phase):
     assert pacer.skipped == 0
 
 
+@pytest.mark.parametrize("sensor_ns", [1_000_000, 2_000_000, 8_000_000])
+def test_sensors_much_faster_than_control_do_not_change_its_rate(sensor_ns):
+    pacer = PhasePacer(PERIOD, 4_000_000, start_ns=1_234_567)
+    for _ in range(100):
+        pacer.advance(pacer.deadline_ns + 1, pacer.deadline_ns % sensor_ns + 300_000)
+    before = pacer.deadline_ns
+    for _ in range(1000):
+        pacer.advance(pacer.deadline_ns + 1, pacer.deadline_ns % sensor_ns + 300_000)
+    assert abs((pacer.deadline_ns - before) / 1000 - PERIOD) < PERIOD / 10_000
+
+
+def test_a_driver_that_starts_anew_at_another_phase_is_followed_again():
+    pacer = PhasePacer(PERIOD, 4_000_000, start_ns=0)
+    for phase in (0, 20_000_000, 44_000_000, 10_000_000):
+        for _ in range(120):
+            lag = (pacer.deadline_ns - phase) % PERIOD
+            pacer.advance(pacer.deadline_ns + 1, lag)
+        assert abs((pacer.deadline_ns - phase) % PERIOD - 4_000_000) < PERIOD // 100
+
+
 def test_deadlines_that_passed_are_left_out_and_counted():
     pacer = PhasePacer(PERIOD, 0, start_ns=0)
     pacer.advance(3 * PERIOD + 5, None)

@@ -12,8 +12,14 @@ import torch
 
 from qam_ros.contract.columns import Dataset
 from qam_ros.contract.dataset import read_dataset, read_dataset_manifest, write_dataset
-from qam_ros.contract.errors import DatasetError, InterfaceError, QamError
+from qam_ros.contract.errors import (
+    ArtifactError,
+    DatasetError,
+    InterfaceError,
+    QamError,
+)
 from qam_ros.contract.interface import find_robot, load_interface
+from qam_train.export import command as export
 from qam_train.suite import data as module
 from qam_train.suite.cell import run_cell
 from qam_train.suite.cell_config import ACTION_BOUND, DataConfig
@@ -108,6 +114,18 @@ def test_a_later_file_exchanged_between_kill_and_resume_is_noticed(
     rewrite(own_data / "many" / "001", seed=2)  # the first one again
     run_cell(cell, settings)
     assert folder.done is not None
+
+
+def test_a_cell_of_several_files_is_exported_with_any_of_them_and_no_other(
+    tiny_cell, tiny_settings, own_data, tmp_path
+):
+    settings = dataclasses.replace(tiny_settings, data=own_data)
+    cell = tiny_cell(data=TWO, online_steps=0)
+    run_cell(cell, settings)
+    words = [str(settings.out / cell.folder), "--out", str(tmp_path / "policy")]
+    assert export([*words, "--dataset", str(own_data / "many" / "001")]) == 0
+    with pytest.raises(ArtifactError, match="was trained on"):
+        export([*words, "--dataset", str(own_data / "one"), "--replace"])
 
 
 def test_a_file_exchanged_while_the_cell_runs_is_noticed_when_its_turn_comes(
