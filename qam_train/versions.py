@@ -103,12 +103,12 @@ class VersionFolder:
         """Write a new version: weights, and the chunks (64, H, A) they give on the probes."""
         blob = encode_weights({**weights, GOLDEN_NAME: chunks})
         _write(self._weights_path(record.version), blob)
+        self.newest = max(self.newest, record.version)
         self.note(record)
 
     def note(self, record: VersionRecord) -> None:
         """Write what is known of a version now."""
         self.records[record.version] = record
-        self.newest = max(self.newest, record.version)
         path = self._weights_path(record.version).with_suffix(".json")
         _write(path, (json.dumps(asdict(record)) + "\n").encode())
 
@@ -186,6 +186,7 @@ class Offers:
         self._running: int | None = None
         self._swaps = 0
         self._sent_s: float | None = None
+        self._contradicted: set[int] = set()
 
     @property
     def outstanding(self) -> int | None:
@@ -206,12 +207,13 @@ class Offers:
     def heard(self, status: PolicyStatus) -> None:
         """Take in what the robot runs and its last verdict."""
         with self._lock:
-            rolled_back = self._rolled_back(status)
+            first, rolled_back = self._running is None, self._rolled_back(status)
             swapped = self._running is not None and status.swaps > self._swaps
             self._running, self._swaps = status.running_version, status.swaps
             record = self.folder.records.get(status.offered_version)
             judged = bool(self._waiting) and status.offered_version == self._waiting[0]
-            if record is not None and (judged or record.accepted is None):
+            asked = record is not None and (judged or record.accepted is None)
+            if record is not None and asked and not self._contradicts(record, status):
                 self._note(record, status)
             if judged:
                 del self._waiting[0]
@@ -220,7 +222,7 @@ class Offers:
                 self._withdraw()
             elif swapped:
                 self._reinstate()
-            if status.swaps == 0:
+            if status.swaps == 0 or first:  # either side may have begun anew
                 self._offer_again()
 
     def due(self, now_s: float) -> list[PolicyUpdate]:
@@ -253,6 +255,19 @@ class Offers:
                 swap_ms=status.swap_ms,
             )
         )
+
+    def _contradicts(self, record: VersionRecord, status: PolicyStatus) -> bool:
+        """Whether a policy started anew refuses what was accepted before, for the first time.
+
+        It was offered with a parent that this process does not know yet; the versions in between
+        come first. A second refusal counts.
+        """
+        if not record.accepted or status.accepted or status.swaps:
+            return False
+        if record.version in self._contradicted:
+            return False
+        self._contradicted.add(record.version)
+        return True
 
     def _rolled_back(self, status: PolicyStatus) -> bool:
         """Whether the robot went back to an older version; a policy started anew did not.

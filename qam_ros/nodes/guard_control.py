@@ -108,6 +108,7 @@ class GuardControl:
         self.reason = "no tick yet"
         self.driver = ""
         self.failures = 0
+        self.retired = 0
         self.problem = ""
         self.timing = GuardTiming()
         self._send = send
@@ -154,8 +155,15 @@ class GuardControl:
         return True
 
     def on_proposal(self, proposal: ActionProposal) -> None:
-        """Take in a proposal; one that still waits is replaced, and does not wait longer for it."""
+        """Take in a proposal; one that still waits is replaced, and does not wait longer for it.
+
+        Those of a policy that another one replaced are counted and dropped, or they would take the
+        ticks of the other.
+        """
         with self._condition:
+            if proposal.policy_session in self.core.state.retired:
+                self.retired += 1
+                return
             if self._pending is None:
                 patience_ns = self.core.config.period_ns // 10
                 self._give_up_ns = time.monotonic_ns() + patience_ns
@@ -211,10 +219,7 @@ class GuardControl:
         tick = self._tick_lockstep
         if not self.core.lockstep:
             tick = self._tick_real_time
-            self.problems = enter(self._realtime)
-            self.scheduling = describe()
-            for problem in self.problems:
-                self._warn(problem)
+            self._enter()
         failed = 0
         while failed < FAILURES:
             try:
@@ -227,6 +232,16 @@ class GuardControl:
         self.running = False
         self.reason = "no commands: the control thread gave up"
         self._gave_up()
+
+    def _enter(self) -> None:
+        """Ask the system for what real time needs; without it the thread is an ordinary one."""
+        try:
+            self.problems = enter(self._realtime)
+            self.scheduling = describe()
+        except OSError as problem:
+            self.problems = (f"no real-time scheduling: {problem}",)
+        for text in self.problems:
+            self._warn(text)
 
     def _stop_after(self, problem: Exception) -> None:
         """Latch a safe stop after a failed tick, and let a period pass."""

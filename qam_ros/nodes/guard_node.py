@@ -180,7 +180,12 @@ class GuardNode(LifecycleNode):
         )
         sensors = qos.LOCKSTEP_IN if self._lockstep else qos.SENSOR_IN
         # What stops the robot first: of several messages that wait, these are taken first.
-        for topic, profile in (("estop", qos.STOP_IN), ("estop_state", qos.STATE_IN)):
+        # A reader of kept messages hears no publisher that keeps none, hence a second one.
+        for topic, profile in (
+            ("estop", qos.STOP_IN),
+            ("estop_state", qos.STOP_IN),
+            ("estop_state", qos.STATE_IN),
+        ):
             wiring.subscription(Bool, topic, _presses(control, topic), profile)
         wiring.listen(EpisodeEvent, "episode_event", control.on_event, qos.EVENT_IN)
         for topic, codec in measured_codecs(interface).items():
@@ -226,6 +231,7 @@ class GuardNode(LifecycleNode):
             "malformed messages": self._wiring.malformed,
             "errors in callbacks": self._wiring.errors,
             "ticks that failed": control.failures,
+            "proposals of a policy that was replaced": control.retired,
             "log records dropped": 0 if self._log is None else self._log.dropped,
             "control thread": control.scheduling,
             "not granted": "; ".join(control.problems),

@@ -171,7 +171,12 @@ def _choose_mode(
         mode = GuardMode.ACTIVE if over else GuardMode.RAMP
         return replace(state, mode=mode, ramp_start_ns=start_ns, bad_ticks=0)
     if state.restart:  # nothing moves yet, so there is nothing to stop
-        return replace(state, mode=GuardMode.HOLD)
+        outside = state.bad_ticks + 1 if checked.faults & OUTSIDE else 0
+        if outside <= config.hold_ticks:
+            return replace(state, mode=GuardMode.HOLD, bad_ticks=outside)
+        # Somebody will bring it back: it must not start in that person's hands.
+        stop = GuardMode.SAFE_STOP
+        return replace(state, mode=stop, latch=stop, bad_ticks=outside)
     bad_ticks = state.bad_ticks + 1
     if bad_ticks > config.hold_ticks:
         stop = GuardMode.SAFE_STOP
@@ -185,6 +190,8 @@ def _anchor(config: GuardConfig, state: GuardState, checked: Checked) -> GuardSt
     if not waits or checked.faults & (STALE_PROPRIOCEPTION | OUTSIDE):
         return state
     start = bound_position(config.limits, checked.measured)
+    if (start != checked.measured)[~config.velocity].any():
+        return state  # nothing is sent: the edge of the box would be a motion
     return replace(
         state,
         command=np.where(config.velocity, state.command, start),
@@ -280,9 +287,9 @@ def _follow_policy(
     session, last_tick = state.policy
     if proposal is None:
         return state.policy, state.retired
-    if proposal.policy_session == session:
-        return (session, max(last_tick, proposal.tick)), state.retired
     if not usable:
         return state.policy, state.retired
+    if proposal.policy_session == session:
+        return (session, max(last_tick, proposal.tick)), state.retired
     retired = (session, *state.retired)[:RETIRED] if session else state.retired
     return (proposal.policy_session, proposal.tick), retired

@@ -140,7 +140,7 @@ def check_start(config: GuardConfig, measured: FloatArray) -> int:
     """OUTSIDE where motion would start at a pose that may not be commanded, else 0.
 
     The first target is the measured pose, brought into the box. Where that is further than the
-    robot may go in one period, a sensor is wrong or somebody has to bring the robot back.
+    robot may go in one period from rest, a sensor is wrong or somebody has to bring the robot back.
 
     Args:
         config: the guard's configuration.
@@ -148,7 +148,10 @@ def check_start(config: GuardConfig, measured: FloatArray) -> int:
     """
     limits = config.limits
     beyond = np.abs(measured - bound_position(limits, measured))
-    far = beyond > limits.max_rate * limits.period_s
+    period_s = limits.period_s
+    far = beyond > np.minimum(
+        limits.max_rate * period_s, limits.max_acceleration * period_s**2
+    )
     return OUTSIDE if (far & ~config.velocity & ~limits.periodic).any() else 0
 
 

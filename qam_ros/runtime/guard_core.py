@@ -10,7 +10,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 
-from qam_ros.contract.messages import ActionProposal, EpisodeEvent, HumanAction
+from qam_ros.contract.messages import (
+    ActionProposal,
+    EpisodeEvent,
+    EpisodeKind,
+    HumanAction,
+)
 from qam_ros.contract.transition import GuardMode
 from qam_ros.runtime.guard import step
 from qam_ros.runtime.guard_config import initial_state
@@ -142,11 +147,24 @@ class GuardCore:
             reset=self._reset,
             events=tuple(self._events),
         )
-        self._events.clear()
-        self._estop_seen = False
-        self._reset = False
-        self.state, output = step(self.config, self.state, inputs, self.session)
+        try:
+            self.state, output = step(self.config, self.state, inputs, self.session)
+        except Exception:
+            self._apply_stops(inputs)
+            raise
+        finally:
+            self._events.clear()
+            self._estop_seen = False
+            self._reset = False
         return output
+
+    def _apply_stops(self, inputs: GuardInputs) -> None:
+        """After a tick that failed: what ends motion must not be lost with it."""
+        ends = (e.kind != EpisodeKind.START for e in inputs.events)
+        if any(ends):
+            self.state = replace(self.state, in_episode=False)
+        if inputs.estop:
+            self.state = replace(self.state, latch=GuardMode.ESTOP)
 
     def deadline_ns(self) -> int | None:
         """Time at which a tick without proposal is due [ns]; None before the first tick.

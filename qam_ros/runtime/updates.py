@@ -275,7 +275,8 @@ class PolicyUpdates:
                 f"update {header.version}: not newer than version {self._newest}, accepted before"
             )
         if header.parent_version not in self._known:
-            raise ArtifactError(
+            # The learner has yet to hear that this policy began anew: its next offer is another.
+            raise DamagedError(
                 f"update {header.version}: made from version {header.parent_version}, which never "
                 f"ran here; running is {self.running_version}"
             )

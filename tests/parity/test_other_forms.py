@@ -113,6 +113,21 @@ def test_unknown_entry_of_a_run_is_one_failing_row(tmp_path):
     assert beyond(path) == ["updates: dual/mood, not known"]
 
 
+def test_recorded_numbers_that_are_not_compared_are_failing_rows(tmp_path):
+    arrays = arrays_of("trqam_20")
+    sequence = next(k for k in arrays if k.endswith("/f64/lam") and k[:5] == "dual/")
+    label = "dual rule: " + ", ".join(sequence.split("/")[1:3])
+    (entry,) = [k for k in arrays if k.startswith("f64/info/")][:1]
+    longer = {entry: np.append(arrays[entry], 0.0)}
+    assert beyond(saved(tmp_path / "a.npz", arrays | longer)) == [
+        f"updates: {entry.removeprefix('f64/info/')}, not known"
+    ]
+    one = arrays | {sequence: arrays[sequence][:1]}
+    assert beyond(saved(tmp_path / "b.npz", one)) == [label]
+    less = {k: v for k, v in arrays.items() if k != sequence}
+    assert beyond(saved(tmp_path / "c.npz", less)) == [f"{label}, lam, not known"]
+
+
 @pytest.mark.parametrize(
     ("name", "dropped", "message"),
     [

@@ -198,3 +198,28 @@ def test_an_identity_that_cannot_be_read_is_not_replaced_by_another(tmp_path):
     with pytest.raises(ConfigError, match="run_id"):
         run_identity(tmp_path)
     assert (tmp_path / "run_id").read_text() == ""
+
+
+def test_a_learner_restarted_in_the_middle_of_catching_up_goes_on_with_it(
+    learner, make_core
+):
+    core = learner
+    newest = folder_of(core).newest
+    core.close()
+    core = make_core(reoffer_s=1e-9)
+    core.heard(status(newest - 1, newest - 1, swaps=1))  # it had one of them again
+    assert core.offers.outstanding == newest
+    core.close()
+
+
+def test_a_policy_started_anew_that_refuses_a_strange_parent_is_brought_up_to_date(
+    learner,
+):
+    core = learner
+    accepted = folder_of(core).accepted
+    core.heard(status(accepted[0] - 1, accepted[-1], accepted=False, swaps=0))
+    assert folder_of(core).accepted == accepted
+    assert core.offers.outstanding == accepted[0]
+    core.heard(status(2, 2, swaps=1))
+    core.heard(status(2, 3, accepted=False, swaps=1, reason="too far"))
+    assert folder_of(core).accepted == [2]  # it means it

@@ -166,3 +166,19 @@ def test_a_guard_whose_ticks_keep_failing_says_so_and_gives_up(real_time):
     assert not real_time.control.running
     assert "gave up" in real_time.control.reason
     assert real_time.control.stop()  # and nothing is raised by what still fails
+
+
+def test_a_policy_that_was_replaced_does_not_take_the_ticks_of_the_other(real_time):
+    real_time.drive()
+    old, new = real_time.helpers.session, b"policy-session-1"
+    for period in range(11):
+        for session in (old, new)[period == 0 :]:  # the old one comes back, and first
+            stamp_ns, real_time.k = time.monotonic_ns(), real_time.k + 1
+            real_time.control.on_measured(stamp_ns, real_time.helpers.pose())
+            proposal = real_time.helpers.proposal(
+                real_time.k, stamp_ns, DRIVE, policy_session=session
+            )
+            real_time.control.on_proposal(proposal)
+            time.sleep(0.005 if session == old else 0.045)
+    assert real_time.mode() == GuardMode.ACTIVE
+    assert real_time.control.retired == 10

@@ -45,9 +45,10 @@ class Checker:
         """Positions start here, from rest; a pose a little outside the box at its edge."""
         self.started = (0, 1)
         for axis in self.started:
-            low, high, rate = AXES[axis][3:6]
+            low, high, rate, acceleration = AXES[axis][3:]
             edge = min(max(measured[axis], low), high)
-            assert abs(edge - measured[axis]) <= rate * T, "a start far from the robot"
+            reach = min(rate * T, acceleration * T**2)
+            assert abs(edge - measured[axis]) <= reach, "a start far from the robot"
             self.last[axis], self.rate[axis] = edge, 0.0
 
     def check(self, commands, elapsed_s=T):

@@ -326,7 +326,7 @@ def test_motion_never_starts_from_a_pose_that_may_not_be_commanded(
 
 
 def test_a_start_a_little_outside_the_box_is_commanded_at_its_edge(tight):
-    tight.x = 0.52  # the robot may go 0.025 m in a period
+    tight.x = 0.508  # the robot may go 0.01 m in its first period
     output = tight.tick(np.zeros(5))
     assert output.report.mode == GuardMode.ACTIVE
     assert output.commands["target"]["pose.position"][0] == 0.5
@@ -361,3 +361,57 @@ def test_garbage_of_an_unknown_sender_does_not_lock_the_policy_out(rig):
     nobody = rig.tick(policy_session=b"somebody-else-00", observation=np.zeros(9))
     assert nobody.report.limit_bits & LimitBit.MALFORMED
     assert rig.tick().report.mode == GuardMode.ACTIVE
+
+
+def test_nothing_moves_in_a_stop_or_a_hold_before_the_first_motion(helpers, interface):
+    rig = helpers.guard_rig(interface)
+    rig.core.set_estop(pressed=True)
+    rig.start()
+    rig.x = 0.508  # the edge would be a motion
+    for pressed in (True, False):
+        rig.core.set_estop(pressed=pressed)
+        assert "target" not in rig.tick(proposed=pressed).commands
+    rig.core.reset()
+    held = rig.tick(proposed=False)
+    assert held.report.mode == GuardMode.HOLD
+    assert "target" not in held.commands
+
+
+def test_a_robot_does_not_start_in_the_hands_that_bring_it_back(helpers, interface):
+    rig = helpers.guard_rig(interface).start()
+    rig.x = 0.7
+    modes = [output.report.mode for output in rig.ticks(5)]
+    assert modes == [GuardMode.HOLD] * 2 + [GuardMode.SAFE_STOP] * 3
+    rig.core.reset()  # too early: it stops again
+    assert rig.ticks(3)[-1].report.mode == GuardMode.SAFE_STOP
+    rig.x = 0.4
+    assert rig.tick().report.mode == GuardMode.SAFE_STOP
+    rig.core.reset()
+    assert rig.tick().report.mode == GuardMode.ACTIVE
+
+
+def test_a_broken_proposal_with_a_high_number_locks_nobody_out(rig):
+    rig.tick()
+    rig.tick(tick=2**63, observation=np.zeros(9))
+    assert rig.tick().report.mode == GuardMode.ACTIVE
+
+
+def test_what_ends_motion_is_not_lost_with_a_tick_that_fails(rig, helpers, monkeypatch):
+    from qam_ros.runtime import guard_core
+
+    rig.ticks(2)
+    step = guard_core.step
+
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    rig.end()
+    rig.core.set_estop(pressed=True)
+    rig.core.set_estop(pressed=False)
+    monkeypatch.setattr(guard_core, "step", broken)
+    with pytest.raises(RuntimeError):
+        rig.tick()
+    monkeypatch.setattr(guard_core, "step", step)
+    assert rig.tick().report.mode == GuardMode.ESTOP
+    rig.core.reset()
+    assert rig.tick().report.mode == GuardMode.IDLE

@@ -121,11 +121,20 @@ def test_signature_is_required_where_a_key_is_configured(artifact):
 
 
 def test_a_verdict_is_repeated_without_judging_again(updates, artifact):
-    parts = make_parts(artifact, parent=77)
+    parts = make_parts(artifact, weights=changed(artifact, amount=3.0))
     first = offer(updates, parts)
-    assert "made from version 77" in first.reason
+    assert "mean action change" in first.reason
     again = updates.receive(parts[0])
     assert (again.reason, again.accepted, again.refused) == (first.reason, False, 1)
+
+
+def test_an_update_of_an_unknown_parent_may_be_offered_again_with_another(
+    updates, artifact
+):
+    """A policy that began anew does not know what its learner has yet to unlearn."""
+    refused = offer(updates, make_parts(artifact, version=3, parent=2))
+    assert "made from version 2, which never ran here" in refused.reason
+    assert isinstance(offer(updates, make_parts(artifact, version=3)), Candidate)
 
 
 def test_an_update_offered_again_before_its_swap_is_not_refused(updates, artifact):
