@@ -110,7 +110,8 @@ class _Unattended(CallbackGroup):
 
 def _waiting(codec: TopicCodec, subscription: Any) -> list[bytes]:
     """What has come since the last call, the oldest first."""
-    handle, found = subscription.handle, []
+    handle = subscription.handle
+    found: list[bytes] = []
     with handle:
         while len(found) < DEPTH:
             taken = handle.take_message(codec.message_type, True)  # noqa: FBT003 - raw

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -53,7 +52,7 @@ from qam_ros.runtime.backends import Machine, open_sampler
 from qam_ros.runtime.planner import ThreadPlanner
 from qam_ros.runtime.policy import Candidate, PolicyCore
 from qam_ros.runtime.realtime import enter, enter_others
-from qam_ros.runtime.sampler import OnnxSampler, verify
+from qam_ros.runtime.sampler import OnnxSampler, Sampler, verify
 from qam_ros.runtime.update_parts import Offer
 from qam_ros.runtime.updates import PolicyUpdates
 
@@ -158,7 +157,7 @@ class PolicyNode(LifecycleNode):
         self._sensors: NewestMessages | None = None
         self._planner: ThreadPlanner | None = None
         self._offering = threading.Lock()
-        self._backend: Callable[[], str] = str
+        self._sampler: Sampler | None = None
         self._problem = ""
         if self._settings.autostart and not autostart(self):
             self.exit_code = REFUSED
@@ -169,6 +168,7 @@ class PolicyNode(LifecycleNode):
             core = self._load()
         except QamError as problem:
             self.get_logger().error(str(problem))
+            self.close()
             return TransitionCallbackReturn.FAILURE
         self._connect(core)
         self._offers = queue.Queue(maxsize=WAITING)
@@ -216,6 +216,9 @@ class PolicyNode(LifecycleNode):
         if self._planner is not None:
             self._planner.close()
             self._planner = None
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
         self._wiring.destroy()
         self._control = self._sensors = None
 
@@ -238,8 +241,8 @@ class PolicyNode(LifecycleNode):
             machine=Machine.of(settings.engine_cache),
             replay=settings.replay,
         )
+        self._sampler = sampler
         error = verify(sampler, artifact)
-        self._backend = lambda: sampler.backend  # int8 says whether it runs yet
         if settings.sample_ahead and not self._lockstep:
             below = self._realtime.below()
             self._planner = ThreadPlanner(sampler, lambda: enter(below))
@@ -363,7 +366,7 @@ class PolicyNode(LifecycleNode):
         core = control.core
         values: dict[str, object] = {
             "version": core.version,
-            "backend": self._backend(),
+            "backend": self._sampler.backend if self._sampler else "",
             "swaps": updates.swaps,
             "refused": updates.refused,
             "ignored, of other runs": updates.ignored,

@@ -74,6 +74,9 @@ class OnnxCudaSampler:
         chunk: Float32Array = self._tensors["chunk"].numpy()[0].copy()
         return chunk  # (h, A)
 
+    def close(self) -> None:
+        """There is no thread to let go of."""
+
     def sample_all(
         self, observations: Float32Array, noise: Float32Array
     ) -> Float32Array:

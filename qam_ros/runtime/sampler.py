@@ -60,6 +60,9 @@ class Sampler(OneChunk, Protocol):
     ) -> Float32Array:
         """Chunks (n, h, A) for observations (n, O) and noise (n, W), one by one."""
 
+    def close(self) -> None:
+        """Let go of threads; nothing else may be called afterwards."""
+
 
 class WeightLayout:
     """Where each weight tensor lies in one flat float32 buffer.
@@ -182,6 +185,9 @@ class OnnxSampler:
             (h, A) in [-1, 1], a new array.
         """
         return self._bound.sample(observation, noise)  # (h, A)
+
+    def close(self) -> None:
+        """There is no thread to let go of."""
 
     def sample_all(
         self, observations: Float32Array, noise: Float32Array

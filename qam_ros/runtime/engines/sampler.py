@@ -111,6 +111,9 @@ class EngineSampler:
         chunk: Float32Array = self._chunk.copy()
         return chunk  # (h, A)
 
+    def close(self) -> None:
+        """There is no thread to let go of."""
+
     def sample_all(
         self, observations: Float32Array, noise: Float32Array
     ) -> Float32Array:

@@ -184,3 +184,14 @@ def test_rounding_does_not_keep_the_control_threads_cores_and_priority(wide):
 def test_an_artifact_of_another_manifest_tolerance_keeps_the_wider_one(wide):
     manifest = dataclasses.replace(wide.manifest, tolerance=0.08)
     assert Int8Sampler(dataclasses.replace(wide, manifest=manifest)).tolerance == 0.08
+
+
+def test_a_closed_sampler_leaves_no_thread(wide):
+    before = threading.active_count()
+    sampler = Int8Sampler(wide)
+    assert threading.active_count() == before + 1
+    sampler.close()
+    deadline = time.monotonic() + 5.0
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
