@@ -112,6 +112,8 @@ setup(
         "qam.commands": [
             "up = qam_ros.runtime.supervisor:command",
             "episode = qam_ros.nodes.episode_command:command",
+            "reset = qam_ros.nodes.trigger_command:reset",
+            "rollback = qam_ros.nodes.trigger_command:rollback",
             "data = sim.cli:data",
             "demo = qam_train.loops.demo:command",
             "eval = qam_train.evaluate:command",

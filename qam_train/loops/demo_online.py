@@ -18,6 +18,7 @@ from qam_train.loops.demo_robot import (
     POLL_S,
     End,
     Graph,
+    Operator,
     Progress,
     Watch,
     read_progress,
@@ -140,15 +141,18 @@ def run_real_time(run: DemoRun, display: Display, result: dict[str, Any]) -> Non
         ).rows <= before:
             watch.look(progress)
             time.sleep(POLL_S)
+        operator = Operator(robot_dir(run))
         started = time.monotonic()
         with display.bar("real time", robot.realtime_s, "s") as bar:
             while (passed := time.monotonic() - started) < robot.realtime_s:
                 graph.check()
+                operator.look()
                 bar.update(round(passed, 1))
                 time.sleep(POLL_S)
             bar.update(robot.realtime_s)
         end = graph.stop()
     _note_end(result, end)
+    result["resets"] = operator.resets
     keep_files(robot_dir(run), "realtime")
 
 

@@ -93,7 +93,7 @@ def collect(run: DemoRun, film: Film | None) -> Record:
         settings=yaml.safe_dump(to_mapping(run.config), sort_keys=False),
         film=film,
         lockstep=online["lockstep"],
-        notes=(*_refused(records), *_notes(later_rows)),
+        notes=(*_refused(records), *_notes(later_rows, int(real["resets"]))),
     )
 
 
@@ -119,15 +119,19 @@ def _refused(records: Sequence[VersionRecord]) -> tuple[str, ...]:
     )
 
 
-def _notes(realtime_rows: Rows) -> tuple[str, ...]:
+def _notes(realtime_rows: Rows, resets: int) -> tuple[str, ...]:
     """What a reader must know before the figures."""
     stopped = int((realtime_rows["masked"] != 0).sum())
     if stopped == 0:
         return ()
+    after = {0: "", 1: " The demo reset it once, as an operator would."}
     return (
         f"In real time the guard held or stopped the robot in {stopped} of {len(realtime_rows)} "
         "transitions: observations or proposals came too late, as on a machine with too much other work. "
-        "It did what it is for; for figures of a moving robot repeat the demo on a quieter machine.",
+        "It did what it is for; for figures of a moving robot repeat the demo on a quieter machine."
+        + after.get(
+            resets, f" The demo reset it {resets} times, as an operator would."
+        ),
     )
 
 

