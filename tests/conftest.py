@@ -84,6 +84,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="also run the miniature demo of every method (about 25 minutes)",
     )
 
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="also run what takes half a minute and more (killed Ray processes)",
+    )
+
 
 NEEDS = {"ros": missing_for_ros, "gpu": missing_for_gpu, "trt": missing_for_trt}
 
@@ -92,10 +98,15 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Skip what this machine cannot run, with the reason in the summary."""
-    if not config.getoption("--every-method"):
-        skip = pytest.mark.skip(reason="25 minutes: make test ARGS=--every-method")
+    for mark, option, time in (
+        ("every_method", "--every-method", "25 minutes"),
+        ("long", "--long", "half a minute and more"),
+    ):
+        if config.getoption(option):
+            continue
+        skip = pytest.mark.skip(reason=f"{time}: make test ARGS={option}")
         for item in items:
-            if item.get_closest_marker("every_method"):
+            if item.get_closest_marker(mark):
                 item.add_marker(skip)
     marked = {mark: [i for i in items if i.get_closest_marker(mark)] for mark in NEEDS}
     for mark, needing in marked.items():

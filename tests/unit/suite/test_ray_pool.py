@@ -203,7 +203,7 @@ class Killer(Silent):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(300)
 def test_ray_goes_on_with_a_cell_whose_worker_was_killed(
@@ -222,7 +222,7 @@ def test_ray_goes_on_with_a_cell_whose_worker_was_killed(
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_run_whose_driver_was_killed_leaves_no_cell_and_is_continued(
     protocol_path, tiny_settings, tmp_path
