@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]
 from rclpy.node import Node
 
@@ -23,6 +22,7 @@ from qam_ros.contract.errors import StreamError
 from qam_ros.contract.interface import load_interface
 from qam_ros.nodes import qos
 from qam_ros.nodes.convert import from_ros, ros_type, to_ros
+from qam_ros.nodes.newest import Untended
 from qam_ros.nodes.parameters import COMMON, Parameter, read_parameters
 from qam_ros.nodes.process import Stop
 from qam_ros.nodes.ros import Diagnostics, Level, Report, spin_node
@@ -96,26 +96,6 @@ class StreamSettings:
         )
 
 
-class Untended(CallbackGroup):
-    """Subscriptions that the executor does not wait for; the node takes their messages in bunches.
-
-    Each wait of rclpy costs 0.3 ms of CPU, more than all else that a message needs; with three
-    messages a tick, waiting for each was most of the node's cost. Their events are not waited for
-    either: they share their condition with the data, which would end every wait at once.
-    """
-
-    def can_execute(self, _entity: object) -> bool:
-        """Never by the executor."""
-        return False
-
-    def beginning_execution(self, _entity: object) -> bool:
-        """Never by the executor."""
-        return False
-
-    def ending_execution(self, _entity: object) -> None:
-        """Nothing to undo."""
-
-
 def _never(_: object) -> None:
     """Callback of subscriptions that are never called back."""
 
@@ -165,6 +145,7 @@ class StreamNode(Node):
 
     def _subscribe(self) -> None:
         """Listen to everything a row is made of, with the history of each topic."""
+        # With three messages a tick, waiting for each was most of the node's cost.
         group = Untended()
         for topic, kind, profile in (
             ("action_proposal", messages.ActionProposal, qos.HISTORY),

@@ -6,7 +6,7 @@ blocks of 256 rows of a column share one float32 scale, and ONNX Runtime's MatMu
 in block by block, too. Constant weights are packed when a session is made, so new weights need a new
 session, which takes tens of milliseconds: it is made on a thread of its own, and until it is there and
 agrees with float32 the new weights run in float32. A tick waits for it only where a model is put into
-bytes with the interpreter held: below a millisecond at 4 x 1024, some 17 ms at 4 x 2048.
+bytes with the interpreter held, which is felt with nets far wider than the paper's.
 """
 
 from __future__ import annotations
@@ -93,7 +93,10 @@ class Int8Sampler:
     def backend(self) -> str:
         """Name for reports; says so while new weights run in float32."""
         name = f"onnxruntime {onnxruntime.__version__}, int8 on the CPU"
-        return name if self._small is not None else f"{name} (float32 until rounded)"
+        if self._small is not None:
+            return name
+        why = "until rounded" if self._wanted is not None else "int8 was refused"
+        return f"{name} (float32: {why})"
 
     def sample(self, observation: Float32Array, noise: Float32Array) -> Float32Array:
         """Chunk (h, A) in [-1, 1], a new array, for an observation (O,) and noise (W,)."""

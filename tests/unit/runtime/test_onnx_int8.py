@@ -101,7 +101,7 @@ def test_new_weights_run_at_once_in_float32_and_then_in_int8(wide, monkeypatch):
     plain.load(other)
     exact = chunks_of(plain, wide)
     assert chunks_of(sampler, wide).tobytes() == exact.tobytes()
-    assert "float32 until rounded" in sampler.backend
+    assert "float32: until rounded" in sampler.backend
     may_round.set()
     assert sampler.settle(10)
     assert "float32" not in sampler.backend
@@ -131,6 +131,7 @@ def test_weights_that_int8_changes_too_much_stay_float32_and_are_counted(
         assert sampler.settle(10)
     assert sampler.refused == 1
     assert "they run in float32" in caplog.text
+    assert "float32: int8 was refused" in sampler.backend  # as diagnostics show it
     assert chunks_of(sampler, wide).tobytes() == chunks_of(plain, wide).tobytes()
     sampler.tolerance = TOLERANCE  # the thread is there for the next ones
     sampler.load(flat)
